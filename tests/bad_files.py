@@ -76,8 +76,8 @@ BAD = [
         lambda path: path.symlink_to("nowhere"), "a file", "a link to 'nowhere', which does not exist", id="dangling-link"
     ),
     pytest.param(lambda path: path.symlink_to(path.name), "a readable file", "Too many levels", id="link-to-itself"),
-    pytest.param(with_header(b"no dict\n"), "an .npy header", "no dict", id="header-is-no-dict"),
-    pytest.param(with_header(b"'\\d'\n"), "an .npy header", "b\"'", id="header-python-warns-of"),
+    pytest.param(with_header(b"no dict\n"), "an .npy header", "no dict", id="header-not-a-dict"),
+    pytest.param(with_header(b"'\\d'\n"), "an .npy header", "b\"'", id="header-with-a-syntax-warning"),
     pytest.param(with_header(b"{'descr': '<f4'}\n"), "an .npy header", "'descr'", id="header-lacks-keys"),
     pytest.param(with_header(b"{'descr': 'x9', 'fortran_order': False, 'shape': (4, 3)}\n"), "header", "x9", id="header-dtype"),
     pytest.param(with_header(b"{'descr': '<f4', 'fortran_order': False, 'shape': (-4, 3)}\n"), "", "-4", id="header-negative"),
@@ -101,8 +101,8 @@ def of_shape(shape: object) -> bytes:
 
 HOSTILE = [
     # what promises too much, or asks too much of a parser; what its error says was expected, and what was found
-    pytest.param(of_shape("(-0x" + "f" * 9000 + ",)"), "an .npy header", "-0xfff", id="minus-many-digits"),
-    pytest.param(of_shape((3 - 2**61, 8)), "a shape of sizes from 0", "(-", id="negative-that-numpy-works-out"),
+    pytest.param(of_shape("(-0x" + "f" * 9000 + ",)"), "an .npy header", "-0xfff", id="huge-negative-size"),
+    pytest.param(of_shape((3 - 2**61, 8)), "a shape of sizes from 0", "(-", id="negative-size"),
     pytest.param(of_shape("(" * 5000), "an .npy header", "((", id="parentheses"),
     pytest.param(of_shape("__import__('os').abort()"), "an .npy header", "abort", id="code"),
     pytest.param(
@@ -128,7 +128,7 @@ SOUND = [
     pytest.param(npy(GOOD.astype(np.int16)), id="integers"),
     pytest.param(npy(GOOD, version=(2, 0)), id="version-2"),
     pytest.param(npy(GOOD, version=(3, 0)), id="version-3"),
-    pytest.param(npy(GOOD) + b"more", id="bytes-behind-the-data"),
+    pytest.param(npy(GOOD) + b"more", id="bytes-after-the-data"),
     pytest.param(with_header(b"{'descr': '<f4', 'fortran_order': False, 'shape': (4L, 3L), }\n"), id="python-2"),
     pytest.param(lambda path: path.symlink_to("good.npy"), id="link"),
 ]

@@ -66,7 +66,7 @@ def test_imports_go_one_way() -> None:
             assert top in FRAMEWORKS.get(part, ()), f"{part} imports {name}"
 
 
-def test_every_part_has_its_place() -> None:
+def test_every_module_is_listed_and_no_folder_is_nested() -> None:
     """All files and folders of the package are in `MAY_IMPORT`, and folders are not nested."""
     assert {part_of(path) for path in FILES} == MAY_IMPORT.keys()
     assert all(len(path.relative_to(PACKAGE).parts) <= 2 for path in FILES)
@@ -76,7 +76,7 @@ def module_of(path: Path) -> str:
     return ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
 
 
-def test_no_circles_between_files() -> None:
+def test_no_import_cycles() -> None:
     """No file imports itself through others, not even inside functions or for type checkers only."""
     modules = {module_of(path) for path in FILES}
     imported: dict[str, set[str]] = {module_of(path): set() for path in FILES}

@@ -82,7 +82,7 @@ def test_the_thread_ends_with_the_loader(folder: Callable[..., DataSet]) -> None
 
 
 @pytest.mark.usefixtures("unhurried")
-def test_what_ends_the_run_is_raised_by_the_next_request(folder: Callable[..., DataSet]) -> None:
+def test_too_many_damaged_samples_are_raised_by_the_next_request(folder: Callable[..., DataSet]) -> None:
     """When the thread finds too many damaged samples, the trainer's next request raises the error."""
     data = folder(400)
     with Loader(data.ids, data.labels, 4, data_dir=data.path, workers=2, on_error="replace", max_damaged=0.01) as loader:
@@ -96,7 +96,7 @@ def test_what_ends_the_run_is_raised_by_the_next_request(folder: Callable[..., D
 
 
 @pytest.mark.usefixtures("unhurried")
-def test_an_error_of_ours_ends_the_run(
+def test_an_unexpected_error_ends_the_run(
     folder: Callable[..., DataSet], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """An unexpected error in the thread is logged with its traceback, and raised by the next request, which does not hang."""
@@ -119,14 +119,14 @@ def test_an_error_of_ours_ends_the_run(
     }.values(),
     ids=["raises", "forks"],
 )
-def test_a_process_with_the_thread(folder: Callable[..., DataSet], script: Callable[..., Script], then: str, code: int) -> None:
+def test_a_process_ends_with_the_thread(folder: Callable, script: Callable[..., Script], then: str, code: int) -> None:
     """A process with the thread may fork, and after an exception it ends at once and leaves nothing behind."""
     process = script(LOADER + then, folder(60), options=())
     assert process.end() == code, process.err
     assert ("RuntimeError" in process.err) == bool(code)
 
 
-def test_the_thread_ends_when_it_has_nothing_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_idle_thread_ends_and_a_request_starts_a_new_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """The thread ends a while after the last request, and the next request starts a new one."""
     monkeypatch.setattr(background_thread, "IDLE", 0.001)
 

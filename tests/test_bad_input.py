@@ -41,7 +41,7 @@ def test_a_bad_first_file_is_named(folder: Callable) -> None:
 
 
 @pytest.mark.timeout(WITHIN)
-def test_a_hostile_header_is_named_though_no_shape_was_given(folder: Callable) -> None:
+def test_a_hostile_header_is_named_without_a_given_shape(folder: Callable) -> None:
     """A file with a hostile header is refused without a given shape, too, quickly and before memory is allocated."""
     data = folder(2)
     large = [pytest.param(of_shape(shape), " bytes", "truncated") for shape in ((1 << 28,), (1 << 40,), (1 << 62, 3))]
@@ -57,7 +57,7 @@ def test_a_hostile_header_is_named_though_no_shape_was_given(folder: Callable) -
             Loader([0], None, 1, source=NpyRows(data.file("id-0")))
 
 
-def test_bad_files_are_named_when_they_are_read(folder: Callable) -> None:
+def test_a_bad_file_is_named_when_a_worker_reads_it(folder: Callable) -> None:
     """Each bad file that a worker reads raises a SampleError for its batch; the good file is read."""
     cases: list[Any] = [*BAD, *HOSTILE]
     data = folder(len(cases) + 1)
@@ -77,7 +77,7 @@ def test_bad_files_are_named_when_they_are_read(folder: Callable) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_the_rest_is_read_after_an_error_and_the_batch_once_mended(folder: Callable, workers: int) -> None:
+def test_other_batches_are_read_after_an_error_and_the_bad_one_once_repaired(folder: Callable, workers: int) -> None:
     """After a SampleError, by index or in a loop, all other batches are delivered, and the bad one once its file is repaired."""
     data = folder(24)
     data.file("id-9").write_bytes(b"")
@@ -136,7 +136,7 @@ def test_bad_arguments_are_named(folder: Callable) -> None:
             assert isinstance(raised.value, ValueError)
 
 
-def test_too_few_ids(folder: Callable) -> None:
+def test_too_few_ids_for_a_batch(folder: Callable) -> None:
     """Too few ids for a batch raise an error with their number."""
     data = folder(1)
     tail: Any

@@ -65,7 +65,7 @@ def test_a_label_of_another_sample_is_found(case: Case) -> None:
     assert case.mislabelled(X, np.roll(y, 1)) == 64
 
 
-def test_tables_are_renewed_between_their_marks(case: Case, tmp_path: Path) -> None:
+def test_a_report_replaces_tables_between_their_marks(case: Case, tmp_path: Path) -> None:
     """A report replaces the tables between their marks, and nothing else."""
     contest = next(contest for contest in CONTESTS if contest.name == "32")
     values = {"rate": {"naive": [1.0, 2.0], "spdl": [2.0, 4.0], "shmgen": [6.0, 8.0], "limit-held": [8.0, 16.0]}}
@@ -91,7 +91,7 @@ def test_tables_are_renewed_between_their_marks(case: Case, tmp_path: Path) -> N
     "name",  # png differs from jpg only in the files
     [pytest.param(name, marks=pytest.mark.slow if name == "s3" else ()) for name in sorted({*KINDS} - {"png"})],
 )
-def test_what_is_beside_delivers_batches(name: str, tmp_path: Path, signing: None) -> None:
+def test_every_contestant_delivers_batches(name: str, tmp_path: Path, signing: None) -> None:
     """shmgen reads each kind of data in the comparison tables."""
     kind = KINDS[name]
     if kind.server == "slow_s3":

@@ -103,7 +103,7 @@ def test_loaders_of_a_billion_samples(files: Path) -> None:
         assert max(first) - min(first) > SAMPLES // 2
 
 
-def test_an_id_beyond_a_billion_rows(files: Path) -> None:
+def test_an_id_beyond_a_billion_rows_is_named(files: Path) -> None:
     """An id that is no row's number is named at once: a range is checked by its ends."""
     bad: list[tuple[Any, int]] = [
         (range(SAMPLES + 1), SAMPLES),
@@ -156,7 +156,7 @@ LABELS: dict[str, Callable[[Any, Any], tuple[Any, Any, dict[str, Any]]]] = {
 
 
 @pytest.mark.parametrize("labels", LABELS)
-def test_labels_in_an_array_are_not_gone_through_one_by_one(labels: str) -> None:
+def test_labels_in_an_array_are_not_iterated_in_python(labels: str) -> None:
     """With 100,000 int labels of int ids, no line of Python is executed for each label."""
 
     def costs(samples: int, ids: Any) -> int:

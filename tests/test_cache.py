@@ -57,7 +57,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("rows", [False, True], ids=["files", "rows"])
-def test_what_is_kept_is_not_asked_for_again(root: Path, proxy: Proxy, folder: Path, rows: bool) -> None:
+def test_cached_data_is_not_requested_again(root: Path, proxy: Proxy, folder: Path, rows: bool) -> None:
     """The second epoch makes no request; another source of the same URL makes one, for the first file or the header."""
     ids: Any = range(N) if rows else IDS
     source = reader(caching(proxy.url, folder, rows=rows), ids)
@@ -73,7 +73,7 @@ def test_what_is_kept_is_not_asked_for_again(root: Path, proxy: Proxy, folder: P
     assert len(proxy.requests) == 1
 
 
-def test_rows_that_are_kept_are_left_out_of_a_request(root: Path, proxy: Proxy, folder: Path) -> None:
+def test_cached_rows_are_left_out_of_a_request(root: Path, proxy: Proxy, folder: Path) -> None:
     """Rows on both sides of a cached row take two requests."""
     source = reader(caching(proxy.url, folder, rows=True), range(N))
     assert source.filled([5, 9]) == [5, 9]
@@ -83,7 +83,7 @@ def test_rows_that_are_kept_are_left_out_of_a_request(root: Path, proxy: Proxy, 
     assert ranges(proxy) == [(3, 5), (6, 8), (8, 9), (10, 11)]
 
 
-def test_rows_of_another_file_are_not_mixed_up(root: Path, proxy: Proxy, folder: Path) -> None:
+def test_rows_of_a_replaced_file_are_not_used(root: Path, proxy: Proxy, folder: Path) -> None:
     """Rows of a file that was replaced are not taken from the cache."""
     assert reader(caching(proxy.url, folder, rows=True), range(N)).filled([5, 6]) == [5, 6]
     np.save(root / "new.npy", np.repeat(np.arange(100, 100 + N, dtype="f4"), 12).reshape(-1, 4, 3))
@@ -92,7 +92,7 @@ def test_rows_of_another_file_are_not_mixed_up(root: Path, proxy: Proxy, folder:
     assert reader(caching(proxy.url, folder, rows=True), range(N)).filled([5, 6]) == [105, 106]
 
 
-def test_all_that_says_where_and_which_tells_files_apart(proxy: Proxy, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cache_keys_hold_all_parts_of_an_address(proxy: Proxy, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another host, user, query, header, bucket, endpoint or option has entries of its own; other credentials do not."""
     pytest.importorskip("obstore")
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
@@ -124,7 +124,7 @@ def test_all_that_says_where_and_which_tells_files_apart(proxy: Proxy, folder: P
 
 
 @pytest.mark.parametrize("rows", [False, True], ids=["files", "rows"])
-def test_a_file_that_is_not_whole_is_got_again(root: Path, proxy: Proxy, folder: Path, rows: bool) -> None:
+def test_a_truncated_cache_file_is_requested_again(root: Path, proxy: Proxy, folder: Path, rows: bool) -> None:
     """A cached file that was truncated is requested again, once."""
     ids: Any = range(N) if rows else IDS
     source = reader(caching(proxy.url, folder, rows=rows), ids)
@@ -138,7 +138,7 @@ def test_a_file_that_is_not_whole_is_got_again(root: Path, proxy: Proxy, folder:
             assert len(proxy.requests) == (1 if rows else 3)
 
 
-def test_the_oldest_goes_first(root: Path, proxy: Proxy, folder: Path) -> None:
+def test_the_least_recently_used_is_removed_first(root: Path, proxy: Proxy, folder: Path) -> None:
     """Files that were used longest ago are removed first, and the limit is never exceeded."""
     source = reader(caching(proxy.url, folder, 10 * FILE_BYTES), IDS)
     source.filled(IDS[:10])
@@ -176,7 +176,7 @@ def test_a_full_disk(
     assert len(kept(folder)) == N
 
 
-def test_a_folder_that_can_not_be_made(root: Path, proxy: Proxy, tmp_path: Path) -> None:
+def test_a_cache_folder_that_cannot_be_made_is_named(root: Path, proxy: Proxy, tmp_path: Path) -> None:
     """A cache folder that can't be made raises an error that names it."""
     (tmp_path / "file").touch()
     with pytest.raises(
@@ -185,7 +185,7 @@ def test_a_folder_that_can_not_be_made(root: Path, proxy: Proxy, tmp_path: Path)
         caching(proxy.url, tmp_path / "file/kept").bind(IDS)
 
 
-def test_a_file_system_without_locks(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_caching_works_without_file_locks(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a file system without locks, files are cached, and the limit is kept."""
 
     def fails(*_: Any) -> None:
@@ -274,7 +274,7 @@ def test_processes_that_are_killed_leave_nothing_behind(folder: Path) -> None:
     assert total(folder) <= most
 
 
-def test_a_stopped_process_holds_up_nobody(root: Path, proxy: Proxy, folder: Path) -> None:
+def test_a_stopped_process_does_not_block_others(root: Path, proxy: Proxy, folder: Path) -> None:
     """While a stopped process holds the cache's lock, others deliver samples without caching them."""
     source = reader(caching(proxy.url, folder), IDS)
     with (folder / "bytes").open("rb+") as file:
@@ -299,7 +299,7 @@ def test_a_loader_with_a_cache(root: Path, proxy: Proxy, folder: Path) -> None:
     assert proxy.requests == []
 
 
-def test_what_workers_say_reaches_the_main_process(
+def test_a_file_above_the_limit_is_logged_by_the_main_process(
     root: Path, proxy: Proxy, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A file above the limit is delivered but not cached, which the main process logs once for the worker that found it."""

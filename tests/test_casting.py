@@ -39,7 +39,7 @@ ROWS: list[tuple[str, str, Any, Any]] = [
 ]
 
 
-def test_numbers_that_fit_and_numbers_that_do_not() -> None:
+def test_casts_may_lose_precision_but_not_range() -> None:
     """A cast may lose precision; a number that the dtype can't hold raises an error; infinity and NaN are kept."""
     import ml_dtypes
 
@@ -81,7 +81,7 @@ SOURCES: dict[str, Callable[[Path, list[np.ndarray]], Any]] = {
 
 
 @pytest.mark.parametrize(("kind", "workers"), [*((kind, 0) for kind in SOURCES), ("npy", 1)])
-def test_a_later_sample_that_does_not_fit_is_damaged(tmp_path: Path, kind: str, workers: int) -> None:
+def test_a_later_sample_out_of_range_is_damaged(tmp_path: Path, kind: str, workers: int) -> None:
     """A later sample with a number that the rows' dtype can't hold raises an error with a remedy, or is replaced."""
     arrays = [np.array([number, 255], "u1") for number in range(7)] + [np.array([3, 300], "u2")]
     ids = written(tmp_path / "data", arrays, kind)
@@ -102,7 +102,7 @@ def test_a_later_sample_that_does_not_fit_is_damaged(tmp_path: Path, kind: str, 
         assert X[:7].reshape(7, -1)[:, :2].tolist() == [array.tolist() for array in arrays[:7]]
 
 
-def test_what_a_transform_returns_fits_or_is_an_error() -> None:
+def test_a_transforms_result_out_of_range_is_an_error() -> None:
     """A transform's float64 result that would become infinite as float32 raises an error that names the transform."""
 
     def source(id: int) -> np.ndarray:
@@ -116,7 +116,7 @@ def test_what_a_transform_returns_fits_or_is_an_error() -> None:
         list(loader)
 
 
-def test_masked_arrays_are_an_error_where_elements_are_masked() -> None:
+def test_masked_elements_are_an_error() -> None:
     """A masked array with masked elements raises an error; one without is read."""
 
     def source(id: int) -> Any:

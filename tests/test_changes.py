@@ -50,7 +50,7 @@ def test_files_replaced_between_epochs(folder: Callable[..., DataSet]) -> None:
         assert news(data, loader) == [NEW] * N
 
 
-def test_a_folder_deleted_amid_an_epoch(folder: Callable[..., DataSet]) -> None:
+def test_a_folder_deleted_during_an_epoch(folder: Callable[..., DataSet]) -> None:
     """If the folder disappears, as an unmounted one does, batches raise errors; once it is back, the loader reads on."""
     data = folder(N)
     with Loader(data.ids, data.labels, 4, data_dir=data.path, workers=2, slots=2, shuffle=False) as loader:
@@ -76,7 +76,7 @@ def test_a_folder_deleted_amid_an_epoch(folder: Callable[..., DataSet]) -> None:
 
 
 @pytest.mark.parametrize(("shape", "workers"), [((4, 3), 0), ((300, 300), 2)], ids=["a-page", "many-pages-by-workers"])
-def test_files_written_amid_an_epoch(folder: Callable[..., DataSet], shape: tuple[int, ...], workers: int) -> None:
+def test_files_rewritten_during_an_epoch(folder: Callable[..., DataSet], shape: tuple[int, ...], workers: int) -> None:
     """While files are truncated and rewritten, each row is one version of its sample, or its batch raises an error."""
     data = folder(6, shape)
     over = threading.Event()
@@ -160,7 +160,7 @@ def news_of_rows(loader: Loader) -> set[float]:
     return set(sum(found, []))
 
 
-def test_rows_cut_off_amid_an_epoch(big: Path) -> None:
+def test_rows_truncated_during_an_epoch(big: Path) -> None:
     """In a truncated file, rows beyond the end raise errors, rows before it are right; once it is whole, all are right."""
     with Loader(range(N), range(N), 4, source=NpyRows(big), workers=2, slots=2, shuffle=False) as loader:
         batches = iter(loader)

@@ -44,7 +44,7 @@ def identity(**other: Any) -> dict[str, Any]:
     return {**same, **other}
 
 
-def test_the_state_is_flat_and_of_what_json_knows() -> None:
+def test_the_state_is_flat_json() -> None:
     """The state survives JSON unchanged; at the end of an epoch, it is the start of the next one."""
     state = saved(identity(), Position(2, 3))
     assert json.loads(json.dumps(state)) == state
@@ -75,20 +75,20 @@ def test_another_data_set_or_order_is_refused(key: str) -> None:
         ({"consumed": 6}, "a batch_size that divides the 6 samples of epoch 0 that were consumed, found 4; give one that does"),
     ],
 )
-def test_a_state_that_cannot_be_is_refused(change: dict[str, Any], expected: str) -> None:
+def test_a_state_with_impossible_numbers_is_refused(change: dict[str, Any], expected: str) -> None:
     """A state with a wrong number, of another version, or at a position within a batch is refused."""
     with pytest.raises(InputError, match=expected):
         loaded(identity(), {**saved(identity(), Position(0, 1)), **change})
 
 
 @pytest.mark.parametrize("state", [None, [], {}, {"epoch": 0}, "state"])
-def test_what_is_no_state_is_refused(state: Any) -> None:
+def test_values_other_than_states_are_refused(state: Any) -> None:
     """A value that `state_dict` can't have returned is refused, and the error says so."""
     with pytest.raises(InputError, match=r"state: expected what state_dict\(\) returned, found"):
         loaded(identity(), state)
 
 
-def test_behind_the_end_of_an_epoch_is_the_next() -> None:
+def test_a_state_at_the_end_of_an_epoch_resumes_with_the_next() -> None:
     """If another batch size leaves no batch after the consumed samples, the run resumes with the next epoch."""
     state = saved(identity(samples=22, batch_size=2, batches=11), Position(0, 10))
     assert loaded(identity(samples=22, batch_size=20, batches=1), state) == (1, 0)
@@ -134,7 +134,7 @@ def test_a_resumed_pass_deals_what_is_left() -> None:
         assert [passes.deal(index, whole) for index in range(5)] == [BatchId(4, number) for number in range(5)]
 
 
-def test_a_look_at_a_resumed_pass_costs_nothing() -> None:
+def test_a_request_by_index_does_not_move_a_resumed_run() -> None:
     """A pass that is taken back, or a batch requested by index, does not move the position of a resumed run."""
     for shuffle in (True, False):
         passes = Passes(5, shuffle=shuffle, epoch=0)
@@ -162,7 +162,7 @@ def test_indexes_in_any_order_resume() -> None:
     ("tail", "shuffle", "workers"),
     [("drop", True, 1), ("drop", False, 0), ("keep", True, 0), ("wrap", True, 0), ("wrap", False, 0), ("pad", False, 0)],
 )
-def test_another_loader_goes_on(tail: Any, shuffle: bool, workers: int) -> None:
+def test_another_loader_resumes(tail: Any, shuffle: bool, workers: int) -> None:
     """Resumed within or between two epochs, another loader delivers the same batches, random numbers included."""
     options: dict[str, Any] = {"shuffle": shuffle, "tail": tail, "transform": lambda x, rng: x + rng.random()}
     with labelled(workers=0, **options) as loader:
@@ -183,7 +183,7 @@ def test_another_loader_goes_on(tail: Any, shuffle: bool, workers: int) -> None:
             assert rest[: len(whole) - taken] == whole[taken:]
 
 
-def test_another_batch_size_goes_on() -> None:
+def test_another_batch_size_resumes() -> None:
     """A batch size that divides the consumed samples is accepted; any other is refused, and changes nothing."""
 
     def made(batch_size: int) -> Loader:
@@ -206,7 +206,7 @@ def test_another_batch_size_goes_on() -> None:
         assert np.concatenate([y for _, y in loader]).tolist() == whole[:20].tolist()
 
 
-def test_a_pass_that_was_left_is_gone_on_with() -> None:
+def test_the_state_counts_batches_returned_by_next() -> None:
     """The state counts the batches that ``next`` returned, not those read ahead or requested by index."""
     with labelled(workers=1) as loader:
         whole = labels_of(loader)
@@ -221,7 +221,7 @@ def test_a_pass_that_was_left_is_gone_on_with() -> None:
         assert labels_of(loader) == whole[2:]
 
 
-def test_loading_leaves_an_iteration_alone() -> None:
+def test_loading_a_state_does_not_affect_a_running_iteration() -> None:
     """Loading a state does not affect an iteration in progress; the next one starts at the state's position."""
     with labelled(workers=0) as loader:
         start = loader.state_dict()

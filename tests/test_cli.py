@@ -22,7 +22,7 @@ WAYS = {
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_its_version(way: str) -> None:
+def test_version(way: str) -> None:
     """``--version`` prints the package's name and version."""
     done = python(*WAYS[way], "--version")
 
@@ -30,7 +30,7 @@ def test_its_version(way: str) -> None:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_its_name_in_usage(way: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_usage_names_the_command_as_typed(way: str, capsys: pytest.CaptureFixture[str]) -> None:
     """The usage text, also in an error, begins with the command that was typed."""
     for words in ([], ["scan"], ["tune"], ["pack"]):
         usage = "usage: " + " ".join([way, *words]) + " ["
@@ -45,7 +45,7 @@ def test_its_name_in_usage(way: str, capsys: pytest.CaptureFixture[str]) -> None
 
 
 @pytest.mark.parametrize(("way", "command"), list(zip(WAYS, ["scan", "tune"], strict=True)))
-def test_its_name_in_errors(way: str, command: str) -> None:
+def test_errors_name_the_command_as_typed(way: str, command: str) -> None:
     """A command's error begins with the command that was typed, and the process exits with status 2."""
     done = python(*WAYS[way], command, "nowhere")
 
@@ -53,7 +53,7 @@ def test_its_name_in_errors(way: str, command: str) -> None:
     assert done.stderr.startswith(f"{way} {command}: nowhere: expected a folder")
 
 
-def test_a_wrong_argument_leaves_files_alone(tmp_path: Path, cli: Callable[..., Ran]) -> None:
+def test_a_wrong_argument_overwrites_no_file(tmp_path: Path, cli: Callable[..., Ran]) -> None:
     """A command with a wrong argument does not overwrite its output file."""
     (tmp_path / "result").write_text("of yesterday")
     for wrong in (["nowhere"], [".", "--dim", "x"]):

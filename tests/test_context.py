@@ -80,7 +80,7 @@ def install():
 """The finder that setuptools writes for an editable installation, shortened."""
 
 
-def test_a_package_that_is_installed_in_place(tmp_path: Path) -> None:
+def test_an_editable_installation_is_found(tmp_path: Path) -> None:
     """Workers find a package of an editable installation in a virtual environment, and have that environment's `sys.prefix`.
 
     With the first loader, only its workers import the package; for the second, the main process imports it, too.
@@ -126,7 +126,7 @@ print("right")
     assert (done.stdout, done.returncode) == ("right\n", 0), done.stderr
 
 
-def test_workers_run_this_package_and_not_another_that_is_installed(tmp_path: Path) -> None:
+def test_workers_import_the_shmgen_of_the_main_process(tmp_path: Path) -> None:
     """If several shmgen packages can be found, workers import the one that the main process runs."""
     (tmp_path / "other/shmgen").mkdir(parents=True)
     (tmp_path / "other/shmgen/__init__.py").write_text("raise RuntimeError('another version')")
@@ -146,7 +146,7 @@ with Loader(range(8), batch_size=4, source=lambda id: [id], workers=1) as loader
 
 
 @pytest.mark.parametrize("entry", ["", "sub/.."], ids=["empty", "relative"])
-def test_a_relative_entry_of_the_path_and_a_later_chdir(
+def test_relative_path_entries_survive_chdir(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forgotten: Callable, entry: str
 ) -> None:
     """Workers import a module from the folder that a relative entry meant first, even after the process changes its folder."""
@@ -210,7 +210,7 @@ loader.close()
 """
 
 
-def test_all_workers_are_alike(folder: Callable, script: Callable) -> None:
+def test_later_workers_start_as_the_first_did(folder: Callable, script: Callable) -> None:
     """The first workers, their replacements and added ones have the folder, environment and arguments as at construction."""
     data = folder(1)
     (data.path.parent / "note").write_text("here")
@@ -222,7 +222,7 @@ def test_all_workers_are_alike(folder: Callable, script: Callable) -> None:
     assert told == [own] * 5
 
 
-def test_a_working_folder_that_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_deleted_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """If the working folder is deleted, new workers raise an error that names it; a loader made in a deleted folder works."""
     (tmp_path / "gone").mkdir()
     monkeypatch.chdir(tmp_path / "gone")
@@ -264,7 +264,7 @@ def test_a_program_without_an_interpreter(monkeypatch: pytest.MonkeyPatch, is_fr
 # Warnings and log records
 
 
-def test_filters_of_warnings_from_outside(tmp_path: Path) -> None:
+def test_warning_filters_of_the_command_line_and_environment(tmp_path: Path) -> None:
     """``-W error`` turns a function's warning into an error with id and line; PYTHONWARNINGS can ignore others."""
     script = tmp_path / "script.py"
     script.write_text("""if True:
@@ -290,7 +290,7 @@ def test_filters_of_warnings_from_outside(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("default")
-def test_warnings_of_functions_are_shown_here() -> None:
+def test_warnings_in_workers_are_shown_in_the_main_process() -> None:
     """A warning in workers is shown once, with file and line, and its class or the nearest that can be sent."""
 
     class Own(UserWarning):
@@ -314,7 +314,7 @@ def test_warnings_of_functions_are_shown_here() -> None:
     }
 
 
-def test_log_records_of_functions_are_handled_here(caplog: pytest.LogCaptureFixture) -> None:
+def test_log_records_in_workers_are_handled_in_the_main_process(caplog: pytest.LogCaptureFixture) -> None:
     """A log record in a worker is handled once, by the logger of that name and its level, with exception text and extras."""
     caplog.set_level(logging.INFO, "of_the_users_own")
 
@@ -366,7 +366,7 @@ def test_large_log_records_do_not_break_the_stream(caplog: pytest.LogCaptureFixt
     assert len(messages) >= 16
 
 
-def test_a_handler_that_fails_costs_no_batch(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_failing_logging_filter_costs_no_batch(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """An error in a logging filter is logged, and all batches are delivered."""
 
     def fails(record: logging.LogRecord) -> bool:

@@ -77,7 +77,7 @@ def numbers(batch: Any, rows: int = BATCH) -> list[int]:
     ("spoiled", "field", "workers"),
     [*((spoiled, ("scan", "mask")[place % 2], 0) for place, spoiled in enumerate(SPOILS)), ("missing", "mask", 1)],
 )
-def test_another_sample_stands_in(
+def test_a_damaged_sample_is_replaced(
     masked: tuple[DataSet, DataSet], caplog: pytest.LogCaptureFixture, spoiled: str, field: str, workers: int
 ) -> None:
     """A damaged file's sample is replaced, in all fields, by another of the epoch; this is logged, counted and listed."""
@@ -100,7 +100,7 @@ def test_another_sample_stands_in(
     assert record.getMessage() == f"{SampleError(*damaged)}\nit is replaced by another sample"
 
 
-def test_the_same_stands_in_at_any_split_of_rows(masked: tuple[DataSet, DataSet]) -> None:
+def test_replacements_do_not_depend_on_workers_and_slots(masked: tuple[DataSet, DataSet]) -> None:
     """Replacements are the same for any number of workers and slots, random transforms included, but not with another seed."""
     for field, number, spoiled in ((0, 3, "missing"), (0, 4, "shape"), (1, 20, "truncated"), (1, 3, "empty"), (0, 31, "not-npy")):
         SPOILS[spoiled][0](masked[field].file(f"id-{number}"))
@@ -118,7 +118,7 @@ def test_the_same_stands_in_at_any_split_of_rows(masked: tuple[DataSet, DataSet]
 
 
 @pytest.mark.parametrize(("shuffle", "workers"), [(True, 1), (False, 0)])
-def test_rows_behind_the_end_of_one_file(tmp_path: Path, shuffle: bool, workers: int) -> None:
+def test_rows_beyond_the_end_of_a_truncated_file_are_replaced(tmp_path: Path, shuffle: bool, workers: int) -> None:
     """If an array is truncated while in use, its missing rows are replaced, also if neighbours are read together."""
     path = tmp_path / "all.npy"
     np.save(path, np.arange(3.0 * N).reshape(N, 3))
@@ -137,7 +137,7 @@ def test_rows_behind_the_end_of_one_file(tmp_path: Path, shuffle: bool, workers:
     assert set(labels) <= set(range(N - 2))
 
 
-def test_without_shuffling_all_others_keep_their_places(masked: tuple[DataSet, DataSet]) -> None:
+def test_without_shuffling_other_samples_keep_their_places(masked: tuple[DataSet, DataSet]) -> None:
     """Without shuffling, all other samples keep their places, also if one of the last, shorter batch is damaged."""
     scans, masks = masked
     scans.file("id-2").unlink()
@@ -152,7 +152,7 @@ def test_without_shuffling_all_others_keep_their_places(masked: tuple[DataSet, D
         assert loader.stats.replaced == 4
 
 
-def test_a_stand_in_that_is_damaged_is_replaced_in_turn(folder: Callable) -> None:
+def test_a_damaged_replacement_is_replaced(folder: Callable) -> None:
     """If half of the samples are damaged, every row is still a readable sample, the same with any number of workers."""
     data = folder(N)
     for number in range(1, N, 2):
@@ -198,7 +198,7 @@ def test_the_first_sample_of_a_function_may_be_damaged() -> None:
         Loader(range(8), source=lambda id: [id], targets=Values(lambda id: 60 // id), **options)
 
 
-def test_a_mended_file_is_read_again(masked: tuple[DataSet, DataSet]) -> None:
+def test_a_repaired_file_is_read_again(masked: tuple[DataSet, DataSet]) -> None:
     """A repaired file is read normally, from the first epoch on that is not read ahead before the repair."""
     data = masked[0]
     data.file("id-7").write_bytes(b"")
@@ -212,7 +212,7 @@ def test_a_mended_file_is_read_again(masked: tuple[DataSet, DataSet]) -> None:
 
 
 @pytest.mark.parametrize("count", [0, 1])
-def test_more_than_a_hundredth_end_the_run(folder: Callable, workers: Callable, count: int) -> None:
+def test_more_than_one_percent_damaged_ends_the_run(folder: Callable, workers: Callable, count: int) -> None:
     """Of 200 samples, 2 may be damaged; the third raises an error with the number, the last sample and a remedy."""
     data = folder(200)
     for number in (20, 70):
@@ -233,7 +233,7 @@ def test_more_than_a_hundredth_end_the_run(folder: Callable, workers: Callable, 
 
 
 @pytest.mark.parametrize(("count", "most", "found"), [(N, 0.0, "1"), (N, 0.5, str(N // 2 + 1)), (N, 1.0, r"\d+"), (1, 1.0, "1")])
-def test_where_all_are_damaged_the_run_ends(folder: Callable, count: int, most: float, found: str) -> None:
+def test_a_run_with_only_damaged_samples_ends(folder: Callable, count: int, most: float, found: str) -> None:
     """If all samples are damaged, the run ends at any ``max_damaged``, since none is left as a replacement."""
     data = folder(count)
     with made("files", data, batch_size=min(count, BATCH), workers=0, on_error="replace", max_damaged=most) as loader:

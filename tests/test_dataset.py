@@ -42,7 +42,7 @@ SAMPLES: dict[str, tuple[Callable[[int], Any], Callable[[int], Any]]] = {
 
 
 @pytest.mark.parametrize("kind", SAMPLES)
-def test_samples_are_those_of_the_data_set(kind: str) -> None:
+def test_samples_of_a_data_set_in_order(kind: str) -> None:
     """Samples may be pairs, triples, dicts or tensors, and are delivered in the order of their numbers."""
     sample, expected = SAMPLES[kind]
     with Loader(made(sample), batch_size=4, shuffle=False, workers=0) as loader:
@@ -56,7 +56,7 @@ def test_samples_are_those_of_the_data_set(kind: str) -> None:
 
 
 @pytest.mark.parametrize("base", [base_of("torch", "Dataset"), base_of("datasets", "Dataset")])
-def test_a_frameworks_data_set_may_be_iterable(base: type) -> None:
+def test_iterable_data_sets_of_frameworks(base: type) -> None:
     """torch's and Hugging Face's data sets may be iterable; any other iterable is a list of ids."""
     with Loader(made(np.square, base, __iter__=lambda self: iter(())), batch_size=4, workers=0) as loader:
         assert sorted(x for (X,) in loader for x in X.tolist()) == [i * i for i in range(12)]
@@ -64,7 +64,7 @@ def test_a_frameworks_data_set_may_be_iterable(base: type) -> None:
         Loader(made(np.square, __iter__=lambda self: iter(())), batch_size=4)
 
 
-def test_workers_read_it(caplog: pytest.LogCaptureFixture) -> None:
+def test_workers_read_a_data_set(caplog: pytest.LogCaptureFixture) -> None:
     """Two workers read a data set, with labels by number beside it."""
     dataset = made(lambda i: np.full(3, i * i))
     with Loader(dataset, range(12), batch_size=4, workers=2) as loader:
@@ -80,7 +80,7 @@ REFUSED = [
 ]
 
 
-def test_what_is_refused() -> None:
+def test_unusable_data_sets_are_refused() -> None:
     """A data set without samples by number, or with a source beside it, is refused with a remedy."""
     for base, said in REFUSED:
         with pytest.raises(InputError, match=f"found a {base[1]} of {base[0]}: {said}"):
@@ -89,7 +89,7 @@ def test_what_is_refused() -> None:
         Loader(made(np.square), batch_size=4, source=np.square)
 
 
-def test_a_framework_in_workers_is_said_once(
+def test_a_framework_in_workers_is_logged_once(
     tmp_path: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A framework that workers import is logged once, with seconds and memory, however many workers start.

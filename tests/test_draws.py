@@ -78,7 +78,7 @@ class Empty(Values):
         super().__init__(np.zeros((N, 3)), np.float64, by="position")
 
 
-def test_the_same_bytes_at_any_split_of_rows() -> None:
+def test_rows_do_not_depend_on_workers_readers_and_slots() -> None:
     """Rows are the same with any number of workers, readers and slots, whatever the caller's global random states are."""
     for names in TOGETHER:
         expected = drawn(names, workers=0)
@@ -87,7 +87,7 @@ def test_the_same_bytes_at_any_split_of_rows() -> None:
             assert [name for name in names if found[name].tobytes() != expected[name].tobytes()] == []
 
 
-def test_draws_differ_for_every_sample_epoch_and_seed() -> None:
+def test_random_numbers_differ_by_sample_epoch_and_seed() -> None:
     """All rows of two epochs and of two seeds differ, even if all ids are the same."""
     for names in TOGETHER:
         found = drawn(names, workers=0, alike=True)
@@ -96,7 +96,7 @@ def test_draws_differ_for_every_sample_epoch_and_seed() -> None:
         assert counts == dict.fromkeys(names, 4 * N)
 
 
-def test_a_sample_asked_for_again_is_drawn_again_alike() -> None:
+def test_a_batch_requested_again_has_the_same_random_numbers() -> None:
     """A batch that is requested again, in another order, has the same random numbers."""
     with computed(transform=draws()["random-gauss"], workers=2, slots=2, shuffle=False) as loader:
         forwards = [loader.batch(index)[0].copy() for index in range(4)]
@@ -168,7 +168,7 @@ def rand(count): return [default_generator.random() for _ in range(count)]
 @pytest.mark.parametrize(
     "real", [False, pytest.param(True, marks=[pytest.mark.torch, needs("torch")])], ids=["stand-in", "torch"]
 )
-def test_torch_draws_the_same(real: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torchs_global_generator_is_reproducible(real: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A transform draws the same from torch's global generator in process, after a resume, and after a worker's death."""
     if not real:
         (tmp_path / "torch.py").write_text(STAND_IN)

@@ -14,7 +14,7 @@ from shmgen.errors import ClosedError, SampleError, TooManyDamaged
 
 
 @pytest.mark.parametrize(("workers", "reads", "slots"), [(1, 1, 5), (1, 3, 2), (2, 3, 5), (3, 1, 2)])
-def test_work_is_delivered(workers: int, reads: int, slots: int) -> None:
+def test_every_sample_is_delivered_once(workers: int, reads: int, slots: int) -> None:
     """Every sample is delivered once, and no worker is replaced."""
     with engine_of(workers=workers, reads=reads, slots=slots) as engine:
         whole_epoch(engine)
@@ -28,7 +28,7 @@ def test_work_is_delivered(workers: int, reads: int, slots: int) -> None:
         assert engine.schedule.rows_done == done - sum(ticket.stop - ticket.start for ticket in engine.workers.queue)
 
 
-def test_a_slow_reader_holds_up_no_other() -> None:
+def test_a_slow_reader_does_not_block_others() -> None:
     """While one reader is slow, the others read all tickets but its own."""
     with engine_of(workers=2, reads=2, slots=4) as engine:
         [slow] = [place for place in engine.workers.able() if place == (1, 1)]
@@ -67,7 +67,7 @@ def test_a_failure_is_the_error_of_its_batch(known: bool, reads: int) -> None:
 
 
 @pytest.mark.parametrize(("known", "workers", "reads"), WHERE)
-def test_a_failure_is_replaced(known: bool, workers: int, reads: int) -> None:
+def test_a_failed_sample_is_replaced(known: bool, workers: int, reads: int) -> None:
     """A failed sample is always replaced by the same one, and counted; if its row is unknown, rows are tried one by one."""
     with engine_of(workers=workers, reads=reads, on_error="replace") as engine:
         engine.strike(6, partial(engine.workers.fail, known=known), times=float("inf"))
@@ -80,7 +80,7 @@ def test_a_failure_is_replaced(known: bool, workers: int, reads: int) -> None:
 
 
 @pytest.mark.parametrize(("known", "workers", "reads"), WHERE)
-def test_failures_are_collected(known: bool, workers: int, reads: int, caplog: pytest.LogCaptureFixture) -> None:
+def test_all_failures_of_a_batch_are_collected(known: bool, workers: int, reads: int, caplog: pytest.LogCaptureFixture) -> None:
     """One request finds all failures of a batch, even if all rows fail; nothing is logged, and all other rows are right."""
     with engine_of(workers=workers, reads=reads, on_error="collect") as engine:
         bad = [1, 4, 6, *range(12, 16)]
@@ -112,7 +112,7 @@ def test_too_many_failures_end_the_run() -> None:
 # Slots
 
 
-def test_all_slots_are_held(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_ring_grows_while_all_slots_are_held(caplog: pytest.LogCaptureFixture) -> None:
     """While all slots are held, the ring grows, which is logged once; held batches stay right; after that, no slot is added."""
     with engine_of(slots=2, samples=80) as engine, caplog.at_level("INFO", "shmgen"):
         held = [engine.lease(number) for number in range(12)]
@@ -126,7 +126,7 @@ def test_all_slots_are_held(caplog: pytest.LogCaptureFixture) -> None:
     assert caplog.text.count("all 2 slots are held") == 1
 
 
-def test_who_holds_all_slots_waits_ever_less() -> None:
+def test_waits_for_new_slots_become_shorter() -> None:
     """A caller that holds all slots waits about a second for the first new slot, and hardly at all for later ones."""
     with engine_of(slots=2, samples=200) as engine:
         held = []
@@ -140,7 +140,7 @@ def test_who_holds_all_slots_waits_ever_less() -> None:
         assert sum(wait > 0 for wait in waits) < 20
 
 
-def test_a_slot_that_is_let_go_of_in_time_saves_growing() -> None:
+def test_a_slot_released_during_the_wait_is_used_instead_of_growing() -> None:
     """A wait for a slot ends when another batch is released, and the ring does not grow."""
     with engine_of(slots=2, samples=40) as engine:
         held = [engine.lease(0), engine.lease(1)]
@@ -153,7 +153,7 @@ def test_a_slot_that_is_let_go_of_in_time_saves_growing() -> None:
 # Interrupts and ends
 
 
-def test_an_interrupt_amid_a_wait_ends_that_request_alone() -> None:
+def test_an_interrupt_during_a_wait_ends_only_that_request() -> None:
     """KeyboardInterrupt is raised by the waiting request; the next one is served."""
     with engine_of() as engine:
 
@@ -167,7 +167,7 @@ def test_an_interrupt_amid_a_wait_ends_that_request_alone() -> None:
         whole_epoch(engine)
 
 
-def test_ctrl_c_that_reached_a_worker_ends_a_wait_elsewhere() -> None:
+def test_ctrl_c_in_a_worker_ends_a_wait_in_another_thread() -> None:
     """Ctrl-C in a worker is raised by a request in another thread, which gets no signals itself."""
     with engine_of() as engine:
 
@@ -180,7 +180,7 @@ def test_ctrl_c_that_reached_a_worker_ends_a_wait_elsewhere() -> None:
         assert isinstance(Asking(lambda: engine.fetch(0)).outcome(), KeyboardInterrupt)
 
 
-def test_closed_while_it_waits() -> None:
+def test_close_during_a_wait() -> None:
     """If a signal handler closes the loader during a wait, the request and all later ones raise ClosedError."""
     with engine_of() as engine:
         engine.workers.script.append(lambda: engine.prefetcher.close(ClosedError("closed")))

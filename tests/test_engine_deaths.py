@@ -9,7 +9,7 @@ from typing import get_args
 
 import pytest
 from fakes import engine_of
-from moments import after, all_amid, amid, amid_unknown, before, reads, whole_epoch
+from moments import deaths, die_at_row, die_with_all_readers_at_rows, reads, whole_epoch
 
 from shmgen._engine.supervisor import MAX_NAMED, STARTS
 from shmgen._plan.damaged_samples import OnError
@@ -17,9 +17,9 @@ from shmgen._plan.faults import DEATHS
 from shmgen.errors import SampleError, StartError, WorkerDied
 
 
-@pytest.mark.parametrize("moment", [before, amid, amid_unknown, after])
+@deaths
 @pytest.mark.parametrize(("workers", "reads", "sample"), [(1, 1, 4), (2, 1, 24), (1, 3, 24), (2, 3, 35)])
-def test_a_death(moment: Callable[..., None], workers: int, reads: int, sample: int, caplog: pytest.LogCaptureFixture) -> None:
+def test_rows_survive_a_death(moment: Callable, workers: int, reads: int, sample: int, caplog: pytest.LogCaptureFixture) -> None:
     """Whenever a worker dies, all rows are right, the worker is replaced once, and the log gives the cause."""
     with engine_of(workers=workers, reads=reads, samples=72, batch_size=24) as engine:
         engine.strike(sample, partial(moment, engine))
@@ -27,11 +27,11 @@ def test_a_death(moment: Callable[..., None], workers: int, reads: int, sample: 
         assert [word for word in engine.workers.log if word.startswith("restart")] == engine.workers.log
         assert engine.prefetcher.stats.restarts == len(engine.workers.log) == 1
     assert caplog.text.count("was killed by SIGKILL") == 1
-    assert (f"sample {sample}, row {sample}" in caplog.text) == (moment is amid)
+    assert (f"sample {sample}, row {sample}" in caplog.text) == (moment is die_at_row)
 
 
 @reads
-def test_exactly_what_the_dead_worker_held_is_read_again(reads: int) -> None:
+def test_only_tickets_of_the_dead_worker_are_read_again(reads: int) -> None:
     """Only the tickets that the dead worker's readers had taken are read again, before those that no reader had taken."""
     with engine_of(workers=2, reads=reads, slots=5) as engine:
         held = engine.workers.workers[1].tickets
@@ -47,7 +47,7 @@ def test_exactly_what_the_dead_worker_held_is_read_again(reads: int) -> None:
         assert [ticket.id for ticket in again[reads:]][: len(queued)] == queued
 
 
-def test_an_idle_worker_dies(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_idle_worker_that_dies_is_replaced(caplog: pytest.LogCaptureFixture) -> None:
     """A worker that dies without a ticket is replaced, and nothing is read again."""
     with engine_of(workers=2) as engine:
         assert engine.fetch(0) == engine.expected(0)
@@ -63,13 +63,13 @@ def test_an_idle_worker_dies(caplog: pytest.LogCaptureFixture) -> None:
 
 @pytest.mark.parametrize(("workers", "reads", "sample"), [(1, 3, 4), (2, 3, 6), (1, 3, 7), (2, 1, 6)])
 @pytest.mark.parametrize("on_error", get_args(OnError))
-def test_a_sample_that_kills(workers: int, reads: int, sample: int, on_error: OnError) -> None:
+def test_a_sample_that_kills_workers_is_named_or_replaced(workers: int, reads: int, sample: int, on_error: OnError) -> None:
     """A sample that kills is named after `DEATHS` deaths, for each request anew; or it is replaced, and not tried again.
 
     Samples read at the same time as it are never blamed, however often the batch is requested, and are delivered.
     """
     with engine_of(workers=workers, reads=reads, on_error=on_error, slots=4) as engine:
-        engine.strike(sample, partial(all_amid, engine), times=float("inf"))
+        engine.strike(sample, partial(die_with_all_readers_at_rows, engine), times=float("inf"))
         if on_error != "raise":
             found = engine.fetch(1)
             assert [row for row, wanted in zip(found, engine.expected(1), strict=True) if row != wanted] != []
@@ -90,13 +90,13 @@ def test_deaths_are_forgotten_once_a_batch_is_delivered() -> None:
     """Deaths at a row are no longer counted once its batch has been delivered."""
     with engine_of(workers=1) as engine:
         for _ in range(DEATHS + 1):
-            engine.strike(2, partial(amid, engine), times=DEATHS - 1)
+            engine.strike(2, partial(die_at_row, engine), times=DEATHS - 1)
             assert engine.fetch(0) == engine.expected(0)
         assert engine.prefetcher.stats.restarts == (DEATHS + 1) * (DEATHS - 1)
 
 
 @pytest.mark.parametrize("reads", [1, 8, 12])
-def test_a_warning_names_what_was_held(reads: int, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_warning_names_the_rows_of_the_dead_worker(reads: int, caplog: pytest.LogCaptureFixture) -> None:
     """The warning of a death names the readers' current rows and the rows to read again: the first few, and how many more."""
     with engine_of(workers=1, reads=reads, samples=64, batch_size=32, slots=2, shuffle=False) as engine:
         for reader, one in enumerate(engine.workers.workers[0].readers):
@@ -121,7 +121,7 @@ def test_a_warning_names_what_was_held(reads: int, caplog: pytest.LogCaptureFixt
 def test_a_suspect_is_read_alone() -> None:
     """After two deaths at a row, it is read while no other ticket is out, also if another worker dies meanwhile."""
     with engine_of(workers=2, reads=3, slots=4, batch_size=6) as engine:
-        engine.strike(1, partial(all_amid, engine), times=2)
+        engine.strike(1, partial(die_with_all_readers_at_rows, engine), times=2)
         work = engine.workers.otherwise
         out: list[int] = []
 
@@ -140,7 +140,7 @@ def test_a_suspect_is_read_alone() -> None:
 
 
 @reads
-def test_workers_that_die_before_they_have_done_anything_end_the_run(reads: int) -> None:
+def test_repeated_deaths_before_any_ticket_is_done_end_the_run(reads: int) -> None:
     """After `STARTS` such deaths in a row, this request and all later ones raise the death as their error."""
     with engine_of(workers=1, reads=reads) as engine:
 
@@ -156,7 +156,7 @@ def test_workers_that_die_before_they_have_done_anything_end_the_run(reads: int)
             engine.fetch(1)
 
 
-def test_deaths_of_workers_that_have_done_something_do_not_end_the_run() -> None:
+def test_deaths_after_a_finished_ticket_do_not_end_the_run() -> None:
     """Any number of workers may die, if each has finished a ticket."""
     with engine_of(workers=1, samples=80, batch_size=4) as engine:
 

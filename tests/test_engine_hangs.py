@@ -17,7 +17,7 @@ from shmgen.errors import SampleError, StartError
 
 @reads
 @pytest.mark.parametrize("on_error", get_args(OnError))
-def test_a_hang(on_error: OnError, reads: int, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_hang_is_ended_after_the_timeout(on_error: OnError, reads: int, caplog: pytest.LogCaptureFixture) -> None:
     """After a request has waited ``timeout`` seconds, the worker is killed, and the sample is named or replaced."""
     with engine_of(workers=1, reads=reads, on_error=on_error) as engine:
         began = engine.clock.now
@@ -37,7 +37,7 @@ def test_a_hang(on_error: OnError, reads: int, caplog: pytest.LogCaptureFixture)
 
 
 @reads
-def test_a_hang_at_a_row_that_is_not_known(reads: int) -> None:
+def test_a_hang_at_an_unknown_row(reads: int) -> None:
     """If the row of a hang is unknown, the ticket's rows are tried one by one, and the one that hangs again is named."""
     with engine_of(workers=1, reads=reads, samples=36, batch_size=12) as engine:
         engine.strike(2, lambda worker, reader, row: hang(engine, worker, reader, None), times=2)
@@ -48,7 +48,7 @@ def test_a_hang_at_a_row_that_is_not_known(reads: int) -> None:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_only_what_hung_is_blamed(workers: int) -> None:
+def test_rows_begun_after_the_hang_are_not_blamed(workers: int) -> None:
     """When a worker is killed for a hang, rows that its other readers have begun later are not blamed."""
     with engine_of(workers=workers, reads=3, on_error="replace", slots=4) as engine:
 
@@ -76,7 +76,7 @@ def test_only_what_hung_is_blamed(workers: int) -> None:
         assert engine.workers.log.count("kill 0") == 1
 
 
-def test_all_that_hung_is_blamed_at_once() -> None:
+def test_one_kill_blames_all_readers_that_hung() -> None:
     """If two readers of a worker have hung for ``timeout`` seconds, one kill names both; a later hang is tried again."""
     with engine_of(workers=1, reads=3, on_error="replace") as engine:
         hung: list[int] = []
@@ -94,7 +94,7 @@ def test_all_that_hung_is_blamed_at_once() -> None:
         assert engine.workers.log == ["kill 0", "restart 0"]
 
 
-def test_who_holds_the_interpreter_is_blamed_alone() -> None:
+def test_only_the_reader_that_holds_the_interpreter_is_blamed() -> None:
     """If one reader stops the others by holding the interpreter, all are tried again alone, and only its sample is blamed."""
     with engine_of(workers=1, reads=3, on_error="replace") as engine:
 
@@ -112,7 +112,7 @@ def test_who_holds_the_interpreter_is_blamed_alone() -> None:
             assert engine.fetch(number) == engine.expected(number)
 
 
-def test_a_reader_that_waits_for_another_is_given_time() -> None:
+def test_a_reader_that_waits_for_another_has_no_time_limit() -> None:
     """A reader whose ticket waits for another reader, as when functions are called one at a time, has no time limit."""
     with engine_of(workers=1, reads=3) as engine:
 
@@ -172,7 +172,7 @@ def test_time_between_requests_does_not_count(reads: int) -> None:
 
 
 @reads
-def test_a_worker_that_comes_further_is_left_alone(reads: int) -> None:
+def test_a_worker_that_makes_progress_is_left_alone(reads: int) -> None:
     """A worker that makes progress is left alone: each row has ``timeout`` seconds."""
     with engine_of(workers=1, reads=reads) as engine:
 
@@ -208,7 +208,7 @@ def test_a_stopped_worker_blames_no_sample(reads: int) -> None:
 
 
 @reads
-def test_stopped_workers_that_hold_nothing_are_found(reads: int) -> None:
+def test_stopped_workers_without_tickets_are_found(reads: int) -> None:
     """Stopped workers without tickets are found because the tickets in the queue are not taken."""
     with engine_of(workers=2, reads=reads) as engine:
         assert engine.fetch(0) == engine.expected(0)
@@ -226,7 +226,7 @@ def test_stopped_workers_that_hold_nothing_are_found(reads: int) -> None:
         assert TIMEOUT <= engine.clock.now - began <= 1.5 * TIMEOUT
 
 
-def test_an_idle_worker_is_no_stopped_one() -> None:
+def test_idle_workers_are_not_taken_for_stopped() -> None:
     """While another worker is slow and the queue is empty, idle workers are left alone for any time."""
     with engine_of(workers=3, slots=2, samples=8, batch_size=4) as engine:
         place = engine.workers.able()[0]
@@ -246,7 +246,7 @@ def test_an_idle_worker_is_no_stopped_one() -> None:
         assert engine.workers.log == []
 
 
-def test_a_process_that_was_stopped_itself_blames_no_sample() -> None:
+def test_a_stop_of_the_main_process_blames_no_sample() -> None:
     """If the main process was stopped, its workers may have been stopped, too, so their time starts anew."""
     with engine_of(workers=1, reads=3) as engine:
 
@@ -259,7 +259,7 @@ def test_a_process_that_was_stopped_itself_blames_no_sample() -> None:
         assert engine.workers.log == []
 
 
-def test_a_kill_is_given_its_time_anew_after_a_sleep() -> None:
+def test_a_killed_worker_gets_time_anew_after_a_stop() -> None:
     """If the main process was stopped right after it killed a worker, the worker gets time anew to end."""
     with engine_of(workers=1) as engine:
         engine.strike(1, partial(hang, engine, immortal=True))
@@ -281,7 +281,7 @@ def test_a_kill_is_given_its_time_anew_after_a_sleep() -> None:
 
 @reads
 @pytest.mark.parametrize("known", [True, False], ids=["row-known", "row-unknown"])
-def test_a_kill_that_does_not_work(known: bool, reads: int) -> None:
+def test_a_worker_that_cannot_be_killed_is_given_up(known: bool, reads: int) -> None:
     """A worker that can't be killed is given up, and its slots are never used again, so that its later writes do no harm."""
     with engine_of(workers=1, reads=reads, slots=2, samples=120, batch_size=24) as engine:
         engine.strike(1, lambda worker, reader, row: hang(engine, worker, reader, row if known else None, immortal=True))
@@ -300,7 +300,7 @@ def test_a_kill_that_does_not_work(known: bool, reads: int) -> None:
         assert [values(array) for array, _ in held] == [engine.expected(number) for _, number in held]
 
 
-def test_a_slot_is_lost_and_there_is_no_memory_for_another(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lost_slot_without_memory_for_a_replacement(monkeypatch: pytest.MonkeyPatch) -> None:
     """If a lost slot can't be replaced, the request raises that error, and later ones use the slots that are left."""
     with engine_of(workers=1, reads=3, slots=3) as engine:
         grow = engine.ring.grow

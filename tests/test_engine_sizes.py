@@ -7,13 +7,13 @@ from functools import partial
 
 import pytest
 from fakes import TIMEOUT, engine_of, values
-from moments import after, amid, amid_unknown, before, hang, reads, whole_epoch
+from moments import deaths, hang, reads, whole_epoch
 
 from shmgen.errors import SampleError, StartError
 
 
 @pytest.mark.parametrize(("counts", "reads"), [((3, 1), 3), ((1, 4), 1), ((2, 3, 1, 2), 3)], ids=str)
-def test_resizes_amid_work(counts: tuple[int, ...], reads: int) -> None:
+def test_resizes_during_work(counts: tuple[int, ...], reads: int) -> None:
     """Workers may be added and removed during an epoch: every row is right, and no worker is replaced."""
     with engine_of(workers=2, reads=reads, samples=80) as engine:
         for number in range(engine.sampler.batches):
@@ -28,7 +28,7 @@ def test_resizes_amid_work(counts: tuple[int, ...], reads: int) -> None:
 
 
 @pytest.mark.parametrize("counts", [(3, 1), (1, 4), (5, 2, 3)], ids=str)
-def test_other_numbers_of_reads_amid_work(counts: tuple[int, ...]) -> None:
+def test_changing_reads_during_work(counts: tuple[int, ...]) -> None:
     """The number of readers may change during an epoch, and workers that are added later have the new number, too."""
     with engine_of(workers=2, reads=2, samples=160, batch_size=16, slots=4) as engine:
         for number in range(engine.sampler.batches):
@@ -43,7 +43,7 @@ def test_other_numbers_of_reads_amid_work(counts: tuple[int, ...]) -> None:
         assert engine.workers.log == ["add 2"]
 
 
-def test_a_replacement_has_as_many_readers() -> None:
+def test_a_replacement_has_the_wanted_number_of_readers() -> None:
     """A replacement of a dead worker has the number of readers that is wanted by then."""
     with engine_of(workers=1, reads=2) as engine:
         engine.resize(1, 5)
@@ -54,8 +54,8 @@ def test_a_replacement_has_as_many_readers() -> None:
 
 
 @reads
-@pytest.mark.parametrize("moment", [before, amid, amid_unknown, after])
-def test_who_is_to_go_dies_first(moment: Callable[..., None], reads: int, caplog: pytest.LogCaptureFixture) -> None:
+@deaths
+def test_a_retiring_worker_dies(moment: Callable[..., None], reads: int, caplog: pytest.LogCaptureFixture) -> None:
     """If a worker that should end dies first, its tickets are read, it is not replaced, and nothing is logged."""
     with engine_of(workers=2, reads=reads) as engine:
         engine.workers.script += [lambda: engine.resize(1), lambda: moment(engine, 1, 0, 0)]
@@ -66,7 +66,7 @@ def test_who_is_to_go_dies_first(moment: Callable[..., None], reads: int, caplog
     assert caplog.text == ""
 
 
-def test_who_is_to_go_ends_while_its_other_readers_are_at_work() -> None:
+def test_a_retiring_worker_ends_with_busy_readers() -> None:
     """If a worker ends while its other readers have tickets, other workers read these, and no sample is blamed."""
     with engine_of(workers=2, reads=3) as engine:
 
@@ -82,7 +82,7 @@ def test_who_is_to_go_ends_while_its_other_readers_are_at_work() -> None:
 
 
 @reads
-def test_who_is_to_go_hangs(reads: int) -> None:
+def test_a_retiring_worker_hangs(reads: int) -> None:
     """If a worker that should end hangs, it is killed after ``timeout``, the sample is blamed, and no worker replaces it."""
     with engine_of(workers=2, reads=reads, on_error="replace") as engine:
         began = engine.clock.now
@@ -98,7 +98,7 @@ def test_who_is_to_go_hangs(reads: int) -> None:
         assert TIMEOUT <= engine.clock.now - began <= 1.5 * TIMEOUT
 
 
-def test_who_is_to_go_can_not_be_killed() -> None:
+def test_a_retiring_worker_cannot_be_killed() -> None:
     """If a worker that should end can't be killed, it is given up, and its slots are never used again."""
     with engine_of(workers=2, reads=3) as engine:
         engine.resize(1)
@@ -115,7 +115,7 @@ def test_who_is_to_go_can_not_be_killed() -> None:
             del array
 
 
-def test_one_more_can_not_be_started(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_additional_worker_cannot_be_started(caplog: pytest.LogCaptureFixture) -> None:
     """If a worker can't be added, the run continues with the others, which is logged."""
     with engine_of(workers=1) as engine:
         engine.workers.cannot_start = StartError("no more processes")

@@ -105,7 +105,7 @@ def test_an_error_is_logged_once_and_kept(
 
 
 @pytest.mark.parametrize("kind", ["function", "damaged", "death"])
-def test_what_is_kept_of_an_error_keeps_nothing(folder: Callable, kind: str, no_collection: None) -> None:
+def test_a_kept_error_keeps_no_objects_alive(folder: Callable, kind: str, no_collection: None) -> None:
     """A kept error has no traceback, so that all other objects are freed with the loader, without garbage collection."""
     before = own()
     loader = failing(kind, folder)
@@ -157,7 +157,7 @@ def test_another_failure_of_a_batch_is_logged(folder: Callable, caplog: pytest.L
         ]
 
 
-def test_a_plain_close_is_no_error(folder: Callable, caplog: pytest.LogCaptureFixture) -> None:
+def test_close_is_not_an_error(folder: Callable, caplog: pytest.LogCaptureFixture) -> None:
     """After `close`, a waiting and a later request raise ClosedError, and no error is kept or logged."""
     data = folder(8)
     loader = Loader(data.ids, data.labels, 4, data_dir=data.path, shuffle=False, workers=1)
@@ -173,7 +173,7 @@ def test_a_plain_close_is_no_error(folder: Callable, caplog: pytest.LogCaptureFi
 
 
 @pytest.mark.usefixtures("hidden")
-def test_errors_that_are_not_ours_are_kept_too(
+def test_exceptions_of_other_libraries_are_kept_too(
     folder: Callable, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An exception from the main process whose class needs several arguments is logged and kept, too."""

@@ -22,7 +22,7 @@ def claim(number: int = 0, row: int | None = 0, *, begun: bool = True, batch: in
 WAITS = claim(row=None, begun=False)
 """A claim of a ticket that was taken, but not begun."""
 
-SOMEWHERE = claim(row=None)
+UNKNOWN_ROW = claim(row=None)
 """A claim of a ticket that was begun, at an unknown row."""
 
 
@@ -36,10 +36,10 @@ def fates(outcomes: Sequence[Outcome]) -> list[Fate]:
     return [outcome.fate for outcome in outcomes]
 
 
-def test_a_place_is_known_where_the_row_is() -> None:
+def test_the_place_of_a_claim() -> None:
     """The place of a claim counts rows from the batch's first, and is None if the row is unknown."""
     assert claim(3, 2, batch=7).place == (BatchId(0, 7), 32)
-    assert SOMEWHERE.place is None
+    assert UNKNOWN_ROW.place is None
     assert WAITS.place is None
 
 
@@ -52,16 +52,16 @@ def test_a_place_is_known_where_the_row_is() -> None:
         pytest.param(claim(row=3), Exit.CRASHED, False, Fate.RETRY, 0, id="begun-crashed"),
         pytest.param(claim(row=3), Exit.KILLED, False, Fate.RETRY, 0, id="begun-killed"),
         pytest.param(claim(row=3), Exit.ABANDONED, False, Fate.RETRY, 0, id="begun-abandoned"),
-        pytest.param(SOMEWHERE, Exit.CRASHED, False, Fate.RETRY_SINGLY, 0, id="somewhere-crashed"),
-        pytest.param(SOMEWHERE, Exit.KILLED, False, Fate.RETRY, 0, id="somewhere-killed"),
-        pytest.param(SOMEWHERE, Exit.ABANDONED, False, Fate.RETRY, 0, id="somewhere-abandoned"),
+        pytest.param(UNKNOWN_ROW, Exit.CRASHED, False, Fate.RETRY_SINGLY, 0, id="unknown-row-crashed"),
+        pytest.param(UNKNOWN_ROW, Exit.KILLED, False, Fate.RETRY, 0, id="unknown-row-killed"),
+        pytest.param(UNKNOWN_ROW, Exit.ABANDONED, False, Fate.RETRY, 0, id="unknown-row-abandoned"),
         pytest.param(claim(row=3), Exit.KILLED, True, Fate.BLAME, 3, id="stuck-killed"),
         pytest.param(claim(row=3), Exit.ABANDONED, True, Fate.BLAME, 3, id="stuck-abandoned"),
-        pytest.param(SOMEWHERE, Exit.KILLED, True, Fate.RETRY_SINGLY, 0, id="stuck-somewhere-killed"),
-        pytest.param(SOMEWHERE, Exit.ABANDONED, True, Fate.BLAME, 0, id="stuck-somewhere-abandoned"),
+        pytest.param(UNKNOWN_ROW, Exit.KILLED, True, Fate.RETRY_SINGLY, 0, id="stuck-unknown-row-killed"),
+        pytest.param(UNKNOWN_ROW, Exit.ABANDONED, True, Fate.BLAME, 0, id="stuck-unknown-row-abandoned"),
     ],
 )
-def test_what_becomes_of_a_ticket(one: Claim, how: Exit, stuck: bool, fate: Fate, row: int) -> None:
+def test_the_fate_of_a_ticket(one: Claim, how: Exit, stuck: bool, fate: Fate, row: int) -> None:
     """A ticket's fate follows from how its worker ended, whether it was stuck, and its row; tickets not begun are retried."""
     beside = [claim(number, None, begun=False) for number in (5, 6)]
     outcome, *rest = exit_of([one, *beside], how, stuck=[one] if stuck else [])
@@ -73,7 +73,7 @@ def test_what_becomes_of_a_ticket(one: Claim, how: Exit, stuck: bool, fate: Fate
         assert outcome.reason.endswith("here or behind it") == (one.row is None)
 
 
-def test_a_row_that_kills_is_blamed_in_the_end() -> None:
+def test_a_row_that_kills_is_retried_then_blamed() -> None:
     """A row at which workers die is retried, then retried alone, then blamed; after that, its deaths count from 0 again."""
     deaths = Deaths()
     one = claim(row=3)
@@ -84,7 +84,7 @@ def test_a_row_that_kills_is_blamed_in_the_end() -> None:
         assert seen[-1].reason == f"expected a readable sample, found that {DEATHS} workers died at it: it died"
 
 
-def test_the_same_row_under_another_ticket_is_the_same() -> None:
+def test_a_row_is_identified_by_its_place_in_the_batch() -> None:
     """A row is identified by its place in the batch, since tickets are cut anew for a retry."""
     deaths = Deaths()
     [first] = exit_of([claim(1, 4)], Exit.CRASHED, deaths=deaths)
@@ -102,7 +102,7 @@ def test_rows_and_batches_are_counted_apart() -> None:
         assert fates(exit_of([claim(row=0, batch=number + 1)], Exit.CRASHED, deaths=deaths)) == [Fate.RETRY]
 
 
-def test_a_death_beside_others_blames_none() -> None:
+def test_deaths_with_several_suspects_blame_none() -> None:
     """If several readers were at rows when workers died, none is blamed, but the rows are read alone after two deaths."""
     deaths = Deaths()
     claims = [claim(0, 1), claim(1, 2), WAITS]
@@ -112,7 +112,7 @@ def test_a_death_beside_others_blames_none() -> None:
     assert fates(exit_of([claims[0], WAITS], Exit.CRASHED, deaths=deaths)) == [Fate.BLAME, Fate.RETRY]
 
 
-def test_a_death_beside_a_read_that_is_somewhere_is_not_alone() -> None:
+def test_a_row_beside_an_unknown_row_is_not_blamed() -> None:
     """A row is not blamed if another reader was at an unknown row, since that one may be the cause."""
     deaths = Deaths()
     claims = [claim(0, 1), claim(1, None)]
@@ -121,7 +121,7 @@ def test_a_death_beside_a_read_that_is_somewhere_is_not_alone() -> None:
 
 
 @pytest.mark.parametrize(("how", "fate"), [(Exit.KILLED, Fate.RETRY_ALONE), (Exit.ABANDONED, Fate.BLAME)])
-def test_what_may_only_have_waited_for_another_is_read_alone(how: Exit, fate: Fate) -> None:
+def test_a_row_that_may_have_waited_for_another_is_read_alone(how: Exit, fate: Fate) -> None:
     """A stuck row that may have waited for another is read alone, but blamed if its worker can't be killed."""
     one = claim(row=3)
     [outcome] = after_exit([one], [one], how, Deaths(), timeout=TIMEOUT, death="", unsure=[one])
@@ -129,7 +129,7 @@ def test_what_may_only_have_waited_for_another_is_read_alone(how: Exit, fate: Fa
 
 
 @pytest.mark.parametrize("how", [Exit.KILLED, Exit.ABANDONED])
-def test_a_worker_that_was_killed_counts_for_nothing(how: Exit) -> None:
+def test_deaths_by_the_main_process_do_not_count(how: Exit) -> None:
     """The death of a worker that the main process killed does not count for its rows."""
     deaths = Deaths()
     for _ in range(2 * DEATHS):
@@ -148,14 +148,14 @@ def watched(*looks: tuple[float, Sequence[Claim]], waiting: bool = False, begun:
     return watch
 
 
-def test_who_has_nothing_to_do_is_never_late() -> None:
+def test_an_idle_worker_has_no_deadline() -> None:
     """A worker without tickets has no deadline while none waits in the queue."""
     assert watched((0, []), (50, [])).deadline(0, TIMEOUT, TIMEOUT) == math.inf
     assert Watch(0).deadline(0, TIMEOUT, TIMEOUT) == math.inf
     assert watched((0, [claim()]), (50, [])).deadline(0, TIMEOUT, TIMEOUT) == math.inf
 
 
-def test_a_row_has_its_time_from_when_it_was_first_seen() -> None:
+def test_a_rows_deadline_counts_from_the_first_look() -> None:
     """A row's deadline counts from the first look at it; the next row or ticket has a new deadline."""
     assert watched((10, [claim()])).deadline(0, TIMEOUT, TIMEOUT) == 110
     assert watched((10, [claim()]), (40, [claim()]), (70, [claim()])).deadline(0, TIMEOUT, TIMEOUT) == 110
@@ -164,7 +164,7 @@ def test_a_row_has_its_time_from_when_it_was_first_seen() -> None:
     assert watched((10, [claim(0)]), (40, []), (70, [claim(0)])).deadline(0, TIMEOUT, TIMEOUT) == 170
 
 
-def test_the_reader_that_has_been_at_its_row_for_longest_counts() -> None:
+def test_the_deadline_is_that_of_the_slowest_reader() -> None:
     """The deadline is that of the reader longest at its row, whatever others do; a reader is stuck once its time is over."""
     slow, quick = claim(0, 3), claim(1, 1)
     watch = watched((0, [slow, quick]), (40, [slow, claim(1, 2)]), (80, [slow, claim(2, 0)]))
@@ -175,7 +175,7 @@ def test_the_reader_that_has_been_at_its_row_for_longest_counts() -> None:
     assert watch.stuck(180, 0, TIMEOUT) == [slow, claim(2, 0)]
 
 
-def test_readers_that_are_stuck_together_may_wait_for_each_other() -> None:
+def test_two_stuck_readers_may_be_waiting_for_each_other() -> None:
     """Two readers stuck for half their time may be waiting for each other, unless a third has got further since then."""
     one, two = claim(0), claim(1)
     both = watched((0, [one, two]))

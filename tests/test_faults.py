@@ -60,7 +60,7 @@ def test_deaths_change_no_byte(folder: Callable, workers: Callable, kind: str, c
     assert found == expected
 
 
-def test_kills_amid_work_lose_no_ticket(folder: Callable, poison: None) -> None:
+def test_kills_during_work_lose_no_ticket(folder: Callable, poison: None) -> None:
     """If workers with several readers are killed during work, every sample is still delivered once."""
     data, chance = folder(60), random.Random(0)
     read = reader(data)
@@ -96,7 +96,7 @@ CAUSES: dict[int, str] = {
         pytest.param("own-fill", 2, signal.SIGSEGV, id="own-fill-2-SIGSEGV"),
     ],
 )
-def test_who_dies_amid_a_wait_is_named(
+def test_deaths_during_a_wait_are_named(
     folder: Callable, workers: Callable, caplog: pytest.LogCaptureFixture, kind: str, count: int, number: int
 ) -> None:
     """If all workers die during a wait, the batch is delivered, and warnings name each death's cause and the rows held."""
@@ -186,7 +186,7 @@ def test_a_function_that_ends_its_worker_once(
     assert re.search(rf"worker \d \(pid \d+\) {said}", caplog.text)
 
 
-def test_all_die_right_after_construction(folder: Callable, workers: Callable) -> None:
+def test_all_workers_die_right_after_construction(folder: Callable, workers: Callable) -> None:
     """Workers that die before they have reported anything are replaced."""
     data = folder(N)
     with made("files", data, workers=2) as loader:
@@ -199,7 +199,7 @@ def test_all_die_right_after_construction(folder: Callable, workers: Callable) -
 # Samples that kill the worker that reads them
 
 
-def test_a_sample_that_kills_is_an_error_by_name(folder: Callable) -> None:
+def test_a_sample_that_kills_workers_is_named(folder: Callable) -> None:
     """After three workers have died at a sample, its batch raises an error that names id, source and signal."""
     data = folder(24)
     with deadly("own-fill", data, ENDS["SIGSEGV"][0], None) as loader:
@@ -257,7 +257,7 @@ def test_a_source_that_can_no_longer_be_opened_ends_the_run(tmp_path: Path, work
         ended_by(loader, StartError, "no route to host", workers)
 
 
-def test_what_a_handler_raises_while_a_worker_is_replaced_stays_what_it_is(
+def test_an_alarm_handlers_error_is_raised_unchanged(
     folder: Callable, workers: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A TimeoutError from an alarm's handler is raised as it is, although failures to start a worker are OSErrors, too."""
@@ -292,7 +292,7 @@ def is_running(pid: int) -> bool:
         return False
 
 
-def test_workers_with_nothing_to_do_end_and_come_back(folder: Callable[..., DataSet], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_idle_workers_end_and_start_again(folder: Callable[..., DataSet], monkeypatch: pytest.MonkeyPatch) -> None:
     """When idle workers end and start again, no batch is lost, order and state stay, and none counts as replaced."""
     monkeypatch.setattr(pool, "IDLE_AFTER", 0.2)
     data = folder(48)
@@ -312,7 +312,7 @@ def test_workers_with_nothing_to_do_end_and_come_back(folder: Callable[..., Data
         assert len(loader.state.workers) == 2
 
 
-def test_loaders_that_are_forgotten_are_told_of(
+def test_unused_loaders_are_logged(
     folder: Callable[..., DataSet], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """When a fifth loader is made while four are unused, this is logged, once."""

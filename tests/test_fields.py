@@ -66,7 +66,7 @@ def test_plain_mappings_arrays_and_functions_are_sources(data: Any) -> None:
             assert weights.dtype == np.float32
 
 
-def test_a_name_may_stand_in_inputs_and_targets(data: Any) -> None:
+def test_inputs_and_targets_may_share_a_name(data: Any) -> None:
     """Inputs and targets may share a name, as an autoencoder's do; a transform of the sample sees both."""
 
     def noisy(sample: dict[str, np.ndarray], rng: object) -> None:
@@ -80,14 +80,14 @@ def test_a_name_may_stand_in_inputs_and_targets(data: Any) -> None:
 
 
 REFUSED = [
-    pytest.param({"inputs": {1: one(), "1": one()}}, "found 'inputs.1' twice", id="a-name-twice"),
-    pytest.param({"inputs": {"a": one(), "b": {"a": one()}}}, "found 'inputs.a' twice", id="a-name-twice-nested"),
+    pytest.param({"inputs": {1: one(), "1": one()}}, "found 'inputs.1' twice", id="duplicate-name"),
+    pytest.param({"inputs": {"a": one(), "b": {"a": one()}}}, "found 'inputs.a' twice", id="duplicate-name-nested"),
     pytest.param({"inputs": one(), "labels": range(N), "targets": one()}, "either labels or targets", id="labels-and-targets"),
     pytest.param({"inputs": one(), "dim": (3,)}, "describe the only input", id="inputs-and-dim"),
     pytest.param({"inputs": one(), "source": doubled}, "describe the only input", id="inputs-and-source"),
-    pytest.param({"source": NpyRows("all.npy"), "dim": 3}, "NpyRows", id="dim-beside-a-file-that-says-it"),
-    pytest.param({"inputs": "folder"}, "field 'X': expected ", id="inputs-that-are-a-path"),
-    pytest.param({"inputs": {"a": one(), "b": 3}}, "field 'b': expected a source.*found 3", id="a-field-that-is-a-number"),
+    pytest.param({"source": NpyRows("all.npy"), "dim": 3}, "NpyRows", id="dim-and-NpyRows"),
+    pytest.param({"inputs": "folder"}, "field 'X': expected ", id="path-as-inputs"),
+    pytest.param({"inputs": {"a": one(), "b": 3}}, "field 'b': expected a source.*found 3", id="number-as-a-field"),
     pytest.param({"inputs": {}}, "expected", id="no-inputs"),
 ]
 

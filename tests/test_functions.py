@@ -38,7 +38,7 @@ def failing(number: int = 7) -> tuple[Callable[..., Any], str]:
     ("role", "named", "workers"),
     [("source", "source of field 'X'", 1), ("field", "transform of field 'age'", 0), ("sample", "transform", 0)],
 )
-def test_a_function_that_raises_is_named(role: str, named: str, workers: int) -> None:
+def test_an_error_names_the_function_that_raised(role: str, named: str, workers: int) -> None:
     """The error names the id, the field, and the function's file and line; other batches can still be read."""
     breaks, line = failing()
     if role == "source":
@@ -161,11 +161,11 @@ def test_an_exception_that_cannot_be_pickled(module: Callable) -> None:
     [
         pytest.param("source", np.zeros((2, 2)), "shape (3, 1) or (3,)", "(2, 2)", id="source-shape"),
         pytest.param("source", np.zeros(3, complex), "dtype float64", "complex128", id="source-dtype"),
-        pytest.param("source", None, "an array", "None", id="source-nothing"),
+        pytest.param("source", None, "an array", "None", id="source-none"),
         pytest.param("transform", 1.0, "shape (3, 1) or (3,)", "()", id="transform-scalar"),
     ],
 )
-def test_what_does_not_fit_is_named(role: str, bad: object, expected: str, found: str) -> None:
+def test_results_of_a_wrong_shape_or_dtype_are_named(role: str, bad: object, expected: str, found: str) -> None:
     """A result of a wrong shape or dtype raises an error with id and field; it is not broadcast or truncated."""
 
     def function(x: Any, *rng: object) -> Any:
@@ -187,7 +187,7 @@ def test_what_does_not_fit_is_named(role: str, bad: object, expected: str, found
         pytest.param((np.zeros(3), np.zeros(3)), "expected a dict", id="tuple"),
     ],
 )
-def test_what_a_transform_of_the_sample_returns_is_checked(result: object, text: str) -> None:
+def test_the_result_of_a_sample_transform_is_checked(result: object, text: str) -> None:
     """A transform of the whole sample must return a dict of its fields with the right shapes and dtypes."""
     fields = {"scan": lambda n: np.full(3, n, np.float64), "mask": lambda n: np.full(3, n)}
     with (
@@ -218,7 +218,7 @@ def test_close_ends_a_function_that_never_ends(tmp_path: Path) -> None:
     assert not promptly.passed
 
 
-def test_a_function_that_prints_prints(folder: Callable, script: Callable) -> None:
+def test_printed_text_reaches_the_scripts_streams(folder: Callable, script: Callable) -> None:
     """Text that functions print, in process or in a worker, reaches the script's stdout and stderr whole."""
     code = """
 def loud(id):
@@ -241,7 +241,7 @@ for workers in (0, 1):
     assert set(re.findall("[a-z]+", run.out + run.err)) == {"word"}
 
 
-def test_an_interrupted_piece_is_not_transformed_twice() -> None:
+def test_rows_of_an_interrupted_batch_are_transformed_once() -> None:
     """After Ctrl-C in the middle of a batch in process, each row of that batch is still transformed only once."""
     interrupts = [KeyboardInterrupt]
 
@@ -314,7 +314,7 @@ def test_a_transform_may_swap_fields() -> None:
             assert (X["left"][:, 0].tolist(), X["right"][:, 0].tolist()) == ([-1, -2, -3, -4], [1, 2, 3, 4])
 
 
-def test_a_transform_that_is_none_is_refused() -> None:
+def test_unusable_transforms_are_refused() -> None:
     """A transform is refused if its field is unknown, if it is no function, or if the generator would become its option."""
     transform: Any
     for transform, text in (
@@ -379,7 +379,7 @@ class Own(Exception):
                 assert caught.value.path == "source of field 'X'"
 
 
-def test_a_terminal_in_a_worker() -> None:
+def test_reading_from_a_terminal_in_a_worker_is_an_error() -> None:
     """A function that reads from a terminal fails in a worker, and the error says to use workers=0."""
 
     def source(id: int) -> None:

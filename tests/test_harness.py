@@ -23,7 +23,7 @@ def tidy() -> Iterator[None]:
         Path("/dev/shm", name).unlink()
 
 
-def test_a_descriptor_and_a_process_are_found() -> None:
+def test_leftover_descriptors_and_processes_are_found() -> None:
     """A descriptor and a process count as leftovers as long as they exist."""
     before = Before()
     read = os.eventfd(0)
@@ -46,7 +46,7 @@ def named(name, create=os.memfd_create):
 
 
 @pytest.mark.usefixtures("tidy")
-def test_a_name_that_a_loader_leaves_is_found(folder: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_leftover_names_in_dev_shm_are_found(folder: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     """A name in /dev/shm that a loader left would be found."""
     data = folder(8)
     before = Before()

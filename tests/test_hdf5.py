@@ -72,7 +72,7 @@ def test_a_dataset_for_each_sample(file: Path, name: str | None, ids: Any, dtype
         ("flat-bits", [0, 2], "id 2: expected a row's number from 0 to 1"),
     ],
 )  # fmt: skip
-def test_what_does_not_serve_is_explained(file: Path, name: str, ids: Any, text: str) -> None:
+def test_unusable_datasets_are_explained(file: Path, name: str, ids: Any, text: str) -> None:
     """The error of a dataset that can't be read says what was found, what else is there, and what to write instead."""
     with pytest.raises((InputError, SampleError), match=re.escape(text)):
         Loader(ids, None, 1, source=Hdf5(file, name))
@@ -104,7 +104,7 @@ def test_a_sample_that_does_not_fit_is_named(file: Path, sample: np.ndarray | No
         assert [damaged.id for damaged in loader.damaged] == ["id-5"]
 
 
-def test_a_file_that_is_none(tmp_path: Path) -> None:
+def test_files_that_are_missing_or_not_hdf5(tmp_path: Path) -> None:
     """The error of a file that is missing or not HDF5 has its path and h5py's own error."""
     with pytest.raises(InputError, match=re.escape(f"file {tmp_path}/none.h5: expected an HDF5 file that can be read, found")):
         Loader([0], None, 1, source=Hdf5(tmp_path / "none.h5", "rows"))
@@ -145,7 +145,7 @@ def test_rows_however_they_are_stored(tmp_path: Path, stored: str, dtype: str) -
         np.testing.assert_array_equal(found, rows[list(ids)])
 
 
-def test_rows_that_lie_in_the_file_need_no_h5py_in_a_worker(tmp_path: Path) -> None:
+def test_workers_read_contiguous_rows_without_h5py(tmp_path: Path) -> None:
     """A worker reads contiguous rows without h5py, like those of an ``.npy`` file; for rows in chunks it needs h5py."""
     with h5py.File(tmp_path / "all.h5", "w") as file:
         file["flat"] = ROWS
@@ -213,19 +213,19 @@ def replace(path: Path, rows: np.ndarray | None) -> None:
 
 
 HARM: dict[str, tuple[Any, Any, str]] = {
-    "a-part-is-gone": (virtual, lambda path: (path / "part1.h5").unlink(), "its part .*part1.h5 can't be read: .*No such file"),
-    "a-part-is-another": (virtual, lambda path: replace(path / "part1.h5", None), "part1.h5 has no dataset 'rows'"),
-    "a-part-is-shorter": (
+    "part-missing": (virtual, lambda path: (path / "part1.h5").unlink(), "its part .*part1.h5 can't be read: .*No such file"),
+    "part-without-x": (virtual, lambda path: replace(path / "part1.h5", None), "part1.h5 has no dataset 'rows'"),
+    "part-short": (
         virtual,
         lambda path: replace(path / "part1.h5", ROWS[:3]),
         r"its part 'rows' of .*part1.h5 has only shape \(3, 4\)",
     ),
-    "a-slice-is-shorter": (
+    "slice-short": (
         virtual_slice,
         lambda path: replace(path / "part1.h5", np.concatenate([ROWS, ROWS])[:90]),
         r"its part 'rows' of .*part1.h5 has only shape \(90, 4\)",
     ),
-    "raw-data-gone": (external, lambda path: (path / "raw.bin").unlink(), "raw.bin, is missing or shorter than 960 bytes"),
+    "raw-data-missing": (external, lambda path: (path / "raw.bin").unlink(), "raw.bin, is missing or shorter than 960 bytes"),
     "raw-data-cut": (external, lambda path: os.truncate(path / "raw.bin", 100), "raw.bin, is missing or shorter than 960 bytes"),
     "unlimited-raw-data-cut": (unlimited, lambda path: os.truncate(path / "raw.bin", 100), "shorter than 960 bytes"),
     "no-chunk-written": (
@@ -233,12 +233,12 @@ HARM: dict[str, tuple[Any, Any, str]] = {
         lambda path: None,
         "nothing was ever written to it",
     ),
-    "a-link-to-nowhere": (
+    "dangling-soft-link": (
         lambda file: file.__setitem__("x", h5py.SoftLink("/gone")),
         lambda path: None,
         "a dangling link, to '/gone' in this file",
     ),
-    "a-link-to-a-file-that-is-gone": (
+    "dangling-external-link": (
         lambda file: file.__setitem__("x", h5py.ExternalLink("gone.h5", "/rows")),
         lambda path: None,
         "a dangling link, to '/rows' in gone.h5",
@@ -247,7 +247,7 @@ HARM: dict[str, tuple[Any, Any, str]] = {
 
 
 @pytest.mark.parametrize("harm", HARM)
-def test_data_that_are_missing_are_no_zeros(tmp_path: Path, harm: str) -> None:
+def test_missing_data_are_not_read_as_zeros(tmp_path: Path, harm: str) -> None:
     """Missing parts, which HDF5 reads as zeros, raise an error when the source is bound; complete data are read."""
     make, damage, text = HARM[harm]
     with h5py.File(tmp_path / "all.h5", "w") as file:
@@ -277,7 +277,7 @@ def test_a_row_that_was_never_written_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("fill", "options"), [(None, {"chunks": (6, 4), "compression": "gzip"}), (-1, {"chunks": (6, 2)})])
-def test_rows_that_were_meant_to_be_left_out(tmp_path: Path, fill: int | None, options: dict[str, Any]) -> None:
+def test_unwritten_rows_may_be_allowed(tmp_path: Path, fill: int | None, options: dict[str, Any]) -> None:
     """Unwritten rows have the file's fill value, or 0 with ``allow_unwritten``, in chunks and in datasets of samples."""
     with h5py.File(tmp_path / "data.h5", "w") as file:
         file.create_dataset("x", (60, 4), "i4", fillvalue=fill, **options)[12:30] = ROWS[12:30]
@@ -305,7 +305,7 @@ def rows_of(path: Path, dataset: str, count: int, **options: Any) -> np.ndarray:
     ("stored", "harm"),
     [("contiguous", "gone"), ("gzip", "damaged"), ("contiguous", "another"), ("gzip", "another"), ("gzip", "locked")],
 )
-def test_a_file_that_can_not_be_opened_any_more_is_named(tmp_path: Path, stored: str, harm: str) -> None:
+def test_a_file_that_can_no_longer_be_opened_is_named(tmp_path: Path, stored: str, harm: str) -> None:
     """A file that can't be opened when the first rows are read raises a SampleError for these."""
     path = tmp_path / "all.h5"
     with h5py.File(path, "w") as file:

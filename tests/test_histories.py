@@ -41,9 +41,9 @@ class History:
 
     FAULTS = (
         "fail",
-        "fail-somewhere",
+        "fail-at-unknown-row",
         "die",
-        "die-somewhere",
+        "die-at-unknown-row",
         "die-idle",
         "die-after",
         "hang",
@@ -107,7 +107,7 @@ class History:
             return
         ids = workers.ids(workers.ticket(*place))
         row = self.chance.choose(range(len(ids)))
-        named = what != "die-somewhere" and self.chance.choose((False, True))
+        named = what != "die-at-unknown-row" and self.chance.choose((False, True))
         if what.startswith("fail"):
             self.failed.add(ids[row])
             workers.fail(*place, row, known=what == "fail")
@@ -229,7 +229,7 @@ def switching() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_threads_that_ask_at_once(seed: int) -> None:
+def test_concurrent_requests_under_faults(seed: int) -> None:
     """Threads that request batches at once each get theirs, all right or blamed in an error, whatever happens to workers."""
     chance = Chance(seed)
     with engine_by(chance, shuffles=[False]) as engine, switching():  # with shuffling, an index depends on the order of requests

@@ -43,10 +43,10 @@ KINDS: dict[str, Any] = {
     # ids, as a user may pass them
     "other-white-space": ["tab\there", "line\nbreak", "\r", "\N{NO-BREAK SPACE}"],
     "unicode": [NFC, "漢字", "\N{PILE OF POO}", "\N{RIGHT-TO-LEFT MARK}x"],
-    "two-forms-of-one-name": [NFC, NFD, NFC.upper(), NFD.upper()],
+    "normal-forms": [NFC, NFD, NFC.upper(), NFD.upper()],
     "undecodable": [os.fsdecode(b"\xff\xfe"), os.fsdecode(b"caf\xe9"), "plain", os.fsdecode(b"\x80/\x81")],
     "sub-folders": ["cats/001", "cats/002", "dogs/001", "dogs/deep/er/001"],
-    "roundabout": ["./cats/001", "cats//002", "cats/./003", "./x"],
+    "dots-and-slashes": ["./cats/001", "cats//002", "cats/./003", "./x"],
     "named-like-files": ["x.npy", "y.npz", "z.", "w.npy.npy"],
     "shell": ["*", "$HOME", "~", "`true`", "'", '"', "\\", "a;b", "%s", "{0}", "[0-9]"],
     "long": ["n" * 251, "d" * 255 + "/x", "\N{PILE OF POO}" * 62, "s" * 100],
@@ -59,7 +59,7 @@ KINDS: dict[str, Any] = {
 }
 
 
-def test_any_id_that_names_a_file_of_the_folder(tmp_path: Path) -> None:
+def test_an_id_means_its_text(tmp_path: Path) -> None:
     """An id means its text: only the slash is special, and similar names are never mixed up."""
     for kind, given in KINDS.items():
         ids = given[: len(given) // 2 * 2]
@@ -71,7 +71,7 @@ def test_any_id_that_names_a_file_of_the_folder(tmp_path: Path) -> None:
 
 def test_ids_of_all_kinds_reach_workers(tmp_path: Path) -> None:
     """Two workers read a list with ids of all these kinds."""
-    names = {str(id): id for kind, ids in KINDS.items() if kind != "roundabout" for id in ids if str(id).isprintable()}
+    names = {str(id): id for kind, ids in KINDS.items() if kind != "dots-and-slashes" for id in ids if str(id).isprintable()}
     ids = list(names.values())[: len(names) // 2 * 2]
     write(tmp_path, ids)
     assert read(ids, data_dir=tmp_path, workers=2) == list(range(len(ids)))
@@ -99,7 +99,7 @@ def test_ids_that_are_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kin
 WAYS_OUT = ["/etc/passwd", "..", "../a", "a/..", "a/../../b", "cats/../../dogs/1", "//a", "./../a"]
 
 
-def test_ids_that_lead_out_of_the_folder(tmp_path: Path) -> None:
+def test_ids_outside_the_folder_are_refused(tmp_path: Path) -> None:
     """An id that leads out of the folder is refused, among any number of ids; the error says how to allow it."""
     inside = [f"a..b-{number}" for number in range(20_001)]
     write(tmp_path, inside[:2])
@@ -154,7 +154,7 @@ def test_hostile_ids_are_named(tmp_path: Path, id: str, make: Callable[[Path, st
         str(raised.value).encode()  # whatever the id, the text can be printed and logged
 
 
-def test_a_folder_that_is_a_loop(tmp_path: Path) -> None:
+def test_a_folder_that_links_to_itself(tmp_path: Path) -> None:
     """The error of a folder that is a link to itself says so."""
     (tmp_path / "data").symlink_to("data")
     with pytest.raises(SampleError, match=r"data/a\.npy: expected a readable file, found: Too many levels of symbolic links"):
@@ -164,10 +164,10 @@ def test_a_folder_that_is_a_loop(tmp_path: Path) -> None:
 MEANT = {
     # files in the folder "data", ids, and the ids that were meant
     "suffix": (["a", "b"], ["a.npy", "b.npy"], ["a", "b"]),
-    "folders-in-front": (["a", "b"], ["here/data/a", "here/data/b"], ["a", "b"]),
-    "lost-zeros": (["0001", "0012"], [1, 12], ["0001", "0012"]),
-    "lost-zeros-of-a-range": (["01", "02"], range(1, 3), ["01", "02"]),
-    "zeros-too-many": (["1", "12"], ["0001", "0012"], ["1", "12"]),
+    "folder-prefix": (["a", "b"], ["here/data/a", "here/data/b"], ["a", "b"]),
+    "leading-zeros-lost": (["0001", "0012"], [1, 12], ["0001", "0012"]),
+    "zeros-lost-in-a-range": (["01", "02"], range(1, 3), ["01", "02"]),
+    "extra-zeros": (["1", "12"], ["0001", "0012"], ["1", "12"]),
     "bytes": (["a", "b"], [b"a", b"b"], ["a", "b"]),
     "newline": (["a", "b"], ["a\n", "b\n"], ["a", "b"]),
     "blanks": (["a b", "c"], [" a b", "c "], ["a b", "c"]),
@@ -183,7 +183,7 @@ def refused(ids: Any, labels: Any = None, **options: Any) -> str:
 
 
 @pytest.mark.parametrize(("files", "ids", "meant"), MEANT.values(), ids=MEANT)
-def test_an_id_without_a_file_is_told_from_what_is_there(
+def test_a_missing_file_suggests_similar_names(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: list[str], ids: Any, meant: list[str]
 ) -> None:
     """The error of a missing first file names the file that was probably meant; its advice corrects all ids."""
@@ -197,7 +197,7 @@ def test_an_id_without_a_file_is_told_from_what_is_there(
     assert read(followed, data_dir="data") == [0, 1]
 
 
-def test_ids_that_are_paths_to_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ids_that_are_paths_from_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """If ids are paths from the working folder, the error advises ``data_dir=None``, which works."""
     write(tmp_path, ["train/a", "train/b", "data/c"])
     monkeypatch.chdir(tmp_path)
@@ -222,7 +222,7 @@ def test_a_path_that_a_shell_would_expand(tmp_path: Path, monkeypatch: pytest.Mo
     assert read(["a", "b"], data_dir="~/data") == [0, 1]
 
 
-def test_a_folder_that_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The error of a missing folder names the first part that does not exist, and the content of the folder before it."""
     write(tmp_path, ["data/train/a", "data/train/b"])
     monkeypatch.chdir(tmp_path)
@@ -234,7 +234,7 @@ def test_a_folder_that_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     )
 
 
-def test_files_that_lie_elsewhere_in_the_folder(tmp_path: Path) -> None:
+def test_a_missing_file_lists_what_the_folder_has(tmp_path: Path) -> None:
     """The error of a missing file names another format, the nearest name, or a few of the files that are there."""
     write(tmp_path, ["train/a", "train/b"])
     assert f"; {tmp_path} has no .npy files, but 'train'" in refused(["a", "b"], data_dir=tmp_path)
@@ -268,7 +268,7 @@ NO_IDS = {
 
 
 @pytest.mark.parametrize(("ids", "text", "followed"), NO_IDS.values(), ids=NO_IDS)
-def test_what_is_no_list_of_ids(tmp_path: Path, ids: Any, text: str, followed: Any) -> None:
+def test_values_other_than_lists_of_ids_are_refused(tmp_path: Path, ids: Any, text: str, followed: Any) -> None:
     """A single id, a set, an array of other axes and the like are refused, with advice that works."""
     with pytest.raises(InputError, match=f"list_IDs: .*{text}"):
         Loader(ids, None, 1, data_dir=tmp_path)
@@ -278,7 +278,7 @@ def test_what_is_no_list_of_ids(tmp_path: Path, ids: Any, text: str, followed: A
             assert [int(X[0, 0, 0]) for (X,) in loader] == list(range(len(followed)))
 
 
-def test_ids_as_lines() -> None:
+def test_ids_written_as_lines() -> None:
     """Ids written as lines are read back unchanged; an id for which that is impossible raises an error that names it."""
     ids = ["a", " b ", "c\rd", "\x85", "caf\udce9", "x" * 4096]
     assert list(map(os.fsdecode, id_lines(as_lines(ids)))) == ids
@@ -305,7 +305,7 @@ OUTSIDE: list[tuple[Any, int, int | None]] = [
 ]
 
 
-def test_an_id_that_numbers_no_row() -> None:
+def test_the_first_id_without_a_row_is_found() -> None:
     """In a list or array, the first id that is no row's number is found; in a range, the first or last id."""
     for ids, count, place in OUTSIDE:
         assert first_outside(kept(ids), count) == place, ids

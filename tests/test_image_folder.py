@@ -61,7 +61,7 @@ def test_classes_may_be_named(tmp_path: Path) -> None:
     assert labels == {"dogs/0.png": 0, "dogs/1.png": 0, "cats/0.jpg": 1, "cats/1.jpg": 1, "train/a.jpg": 2}
 
 
-def test_what_it_returns_is_what_a_loader_takes(tmp_path: Path) -> None:
+def test_a_loader_takes_the_ids_and_labels(tmp_path: Path) -> None:
     """A loader takes the ids and labels of `image_folder`: each row is its id's image, with the label of its folder."""
     for name, level in (("cats", 10), ("dogs", 200)):
         (tmp_path / name).mkdir()
@@ -93,13 +93,13 @@ def test_images_without_a_class_are_warned_of(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_folders_that_have_no_classes(tmp_path: Path, names: list[str], text: str) -> None:
+def test_folders_without_classes_are_refused(tmp_path: Path, names: list[str], text: str) -> None:
     """A folder without a folder of images for each class is refused; the error says what was found."""
     with pytest.raises(InputError, match=text):
         image_folder(make(tmp_path, *names))
 
 
-def test_arguments_that_are_mistakes(tmp_path: Path) -> None:
+def test_wrong_arguments_are_refused(tmp_path: Path) -> None:
     """A missing folder, an unknown or repeated class, and a bad fraction raise errors that say what is expected."""
     pets(tmp_path / "pets", 2, 2)
     with pytest.raises(InputError, match=r"there is no folder .*/pests, and .* has 'pets'"):
@@ -113,7 +113,7 @@ def test_arguments_that_are_mistakes(tmp_path: Path) -> None:
             image_folder(tmp_path / "pets", wrong)  # type: ignore[arg-type]
 
 
-def test_files_that_are_no_images_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_files_other_than_images_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """All files with an image's suffix are taken; the log says once how many others there are, not counting those of Windows."""
     images = ["a/1.jfif", "a/2.JPE", "b/3.tga", "b/4.ico"]
     make(tmp_path, *images, "a/Thumbs.db", "a/desktop.ini", "b/.hidden")

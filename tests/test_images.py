@@ -200,7 +200,7 @@ def test_16_bits(tmp_path: Path) -> None:
     assert np.abs(half - means).max() <= 2
 
 
-def test_what_would_be_lost_is_refused(tmp_path: Path) -> None:
+def test_lossy_modes_are_refused(tmp_path: Path) -> None:
     """Images that a mode can't hold without loss (colours in I;16, floats, 32 bits) are refused with a remedy."""
     picture().save(tmp_path / "colours.png")
     assert "found mode 'RGB'; pass mode='RGB'" in refused(tmp_path, "colours", mode="I;16")
@@ -238,7 +238,7 @@ def test_crop_is_the_middle(tmp_path: Path, suffix: str, within: int) -> None:
         assert near(row, expected, within), (width, height)
 
 
-def test_pad_keeps_all_of_the_image(tmp_path: Path) -> None:
+def test_pad_keeps_the_whole_image(tmp_path: Path) -> None:
     """With ``resize='pad'``, the image is in the middle of the row, and the rest is 0, also in a slot used before."""
     Image.new("RGB", (400, 200), (9, 9, 9)).save(tmp_path / "wide.png")
     Image.new("RGB", (200, 400), (9, 9, 9)).save(tmp_path / "high.png")
@@ -250,7 +250,7 @@ def test_pad_keeps_all_of_the_image(tmp_path: Path) -> None:
             np.testing.assert_array_equal(X[0], expected)
 
 
-def test_an_image_of_the_rows_size_is_not_changed(tmp_path: Path) -> None:
+def test_an_image_of_the_rows_size_is_not_interpolated(tmp_path: Path) -> None:
     """An image of the row's size is not interpolated, whatever ``resize`` says."""
     noise = np.random.default_rng(0).integers(0, 256, (30, 40, 3), np.uint8)
     Image.fromarray(noise).save(tmp_path / "a.png")
@@ -317,7 +317,7 @@ def test_a_jpeg_that_is_not_resized_is_decoded_into_its_row(tmp_path: Path) -> N
         assert not other.any()
 
 
-def test_a_jpeg_that_is_decoded_small(tmp_path: Path) -> None:
+def test_a_jpeg_decoded_at_a_smaller_scale(tmp_path: Path) -> None:
     """A JPEG decoded at a smaller scale differs by no more than is documented; with "nearest", not at all."""
     for image, size, most in ((PHOTOS[0], 64, 10), (NOISE, 32, 15), (NOISE, 96, 15)):
         image.save(tmp_path / "a.jpg", quality=95)
@@ -353,7 +353,7 @@ def test_images_stand_upright(tmp_path: Path) -> None:
             assert row_of(tmp_path, id, (41, 64), resize="pad")[:, 32].any(axis=1).tolist() == [True] * 40 + [False]
 
 
-def test_how_a_camera_was_held_is_found_anywhere() -> None:
+def test_exif_orientation_is_found_anywhere() -> None:
     """The orientation is found where Pillow finds it: in late EXIF, after a fill byte, in a second EXIF part, and in XMP."""
     exif, image = Image.Exif(), io.BytesIO()
     exif[0x0112] = 6
@@ -375,7 +375,7 @@ def test_how_a_camera_was_held_is_found_anywhere() -> None:
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])
-def test_a_truncated_image_is_never_a_row(tmp_path: Path, suffix: str) -> None:
+def test_a_truncated_image_is_an_error(tmp_path: Path, suffix: str) -> None:
     """A file that ends anywhere before its last pixel raises an error with a remedy; it never becomes a partial row."""
     whole = io.BytesIO()
     picture().save(whole, {"jpg": "JPEG", "tif": "TIFF"}.get(suffix, suffix))
@@ -410,7 +410,7 @@ def test_a_broken_image_is_named_or_replaced(tmp_path: Path) -> None:
         assert [damaged.id for damaged in loader.damaged] == ["5.jpg"]
 
 
-def test_what_is_no_image(tmp_path: Path) -> None:
+def test_other_things_than_images_are_named(tmp_path: Path) -> None:
     """Errors say whether an empty file, another kind of file, a folder or a pipe was found."""
     (tmp_path / "empty.png").touch()
     assert "an empty file (0 bytes); write or copy it again" in refused(tmp_path, "empty.png")
@@ -455,7 +455,7 @@ def test_two_files_of_one_id(tmp_path: Path) -> None:
         assert loader.batch(0)[0][:, 0, 0, 0].tolist() == [1, 1]
 
 
-def test_a_missing_image_says_what_is_there(tmp_path: Path) -> None:
+def test_a_missing_image_names_similar_files(tmp_path: Path) -> None:
     """The error of a missing image names what exists: another suffix, another folder, a similar id."""
     (tmp_path / "photos").mkdir()
     picture().save(tmp_path / "photos" / "a.png")
@@ -486,7 +486,7 @@ def test_images_of_several_sizes_need_a_size(tmp_path: Path) -> None:
         list(loader)
 
 
-def test_arguments_that_are_mistakes(tmp_path: Path) -> None:
+def test_wrong_arguments_are_refused(tmp_path: Path) -> None:
     """Wrong arguments raise errors that say what is expected."""
     mistakes: list[tuple[dict[str, Any], str]] = [
         ({"mode": "BGR"}, "mode: expected 'RGB' or 'L'"),
@@ -511,7 +511,7 @@ def test_without_pillow_the_error_says_what_to_install(monkeypatch: pytest.Monke
         Images("photos")
 
 
-def test_what_would_be_faster_is_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
+def test_faster_packages_are_suggested_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
     """If only Pillow is installed, the log says once what to install for more speed; otherwise, nothing."""
     image_decoder.say_once_if_slow.cache_clear()
     picture().save(tmp_path / "a.jpg")
@@ -576,7 +576,7 @@ def places(folder: Path) -> list[str]:
     return ids
 
 
-def test_crops_at_random(tmp_path: Path) -> None:
+def test_random_crops(tmp_path: Path) -> None:
     """Images are resized to ``size``, and a transform crops them at random to ``dim``, differently in each epoch."""
     ids = places(tmp_path)
     seen = set()
@@ -615,7 +615,7 @@ def test_smaller_images_are_padded(tmp_path: Path) -> None:
         loader.batch(0)
 
 
-def test_a_format_that_another_thread_just_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_format_that_another_thread_is_loading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """While another thread loads Pillow's plugin for a format, an image of it does not count as broken."""
     picture().save(tmp_path / "a.webp", lossless=True)
     data = (tmp_path / "a.webp").read_bytes()

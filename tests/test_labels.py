@@ -103,7 +103,7 @@ ADVICE = {
 
 
 @pytest.mark.parametrize(("wrong", "text", "right", "expected"), ADVICE.values(), ids=ADVICE)
-def test_advice_that_is_followed_works(wrong: dict, text: str, right: dict, expected: list[Any]) -> None:
+def test_the_remedies_work(wrong: dict, text: str, right: dict, expected: list[Any]) -> None:
     """The remedy in each error gives the labels that were meant."""
     with pytest.raises(InputError, match=text):
         batch_of(["p", "q"], **wrong)
@@ -128,7 +128,7 @@ ACCEPTED: dict[str, tuple[dict[str, Any], list[Any], str]] = {
 }
 
 
-def test_whatever_labels_come_in() -> None:
+def test_labels_in_any_form() -> None:
     """Labels may be rows, lists, functions, Values or sources, with ``n_classes`` or without."""
     for what, (options, expected, dtype) in ACCEPTED.items():
         found, _ = batch_of(["p", "q"], **options)
@@ -153,7 +153,7 @@ def test_a_function_of_labels_that_fails_is_named() -> None:
         batch_of(["p", "q"], half, n_classes=2)
 
 
-def test_labels_that_are_fields_of_their_own(folder: Any) -> None:
+def test_labels_as_a_source_or_fields(folder: Any) -> None:
     """Labels may be a source or a dict of fields, as targets may."""
     data = folder(4)
     options = {"source": None, "data_dir": data.path}
@@ -211,7 +211,7 @@ def labelled(folder: Path) -> dict[str, dict[str, Any]]:
     }
 
 
-def test_one_hot_rows_of_what_is_read(tmp_path: Path) -> None:
+def test_one_hot_rows_of_labels_from_sources(tmp_path: Path) -> None:
     """Labels from files, archives, functions and users' sources become one-hot rows, like labels in memory."""
     for way, options in labelled(tmp_path).items():
         with Loader(range(N), batch_size=N, shuffle=False, workers=0, **options) as loader:
@@ -231,7 +231,7 @@ def test_one_hot_rows_beside_the_ints_in_workers(tmp_path: Path) -> None:
             np.testing.assert_array_equal(y["mask"], np.broadcast_to(np.eye(4)[np.arange(4) % 3], (4, 4, 4)))
 
 
-def test_a_class_that_there_is_not(tmp_path: Path) -> None:
+def test_an_unknown_class_is_damage(tmp_path: Path) -> None:
     """A sample with a class number beyond ``n_classes`` counts as damaged; the others are read."""
     for way, workers in (("npy", 1), ("npz", 0)):
         options = labelled(tmp_path)[way] | {"n_classes": 2, "workers": workers}
@@ -257,7 +257,7 @@ NESTS = {
 }
 
 
-def test_fields_are_told_from_values() -> None:
+def test_fields_are_distinguished_from_values() -> None:
     """``{"a": array}`` and ``[array, array]`` are fields; a mapping from id to rows, or a list of rows, is one field's values."""
     for what, (given, expected) in NESTS.items():
         for role in ("targets", "labels", "inputs"):
@@ -271,19 +271,19 @@ def test_fields_are_told_from_values() -> None:
     [
         pytest.param({"a": A, "b": A[:3]}, "field 'b': expected a value for each of the 4 ids, found 3", id="dict"),
         pytest.param(
-            {"a": [1, 2]}, "id 'p', field 'y': expected a value .*found none for any among the keys, 'a'", id="all-too-short"
+            {"a": [1, 2]}, "id 'p', field 'y': expected a value .*found none for any among the keys, 'a'", id="too-few-values"
         ),
         pytest.param({"a": A, "q": B}, "id 'p', field 'y': expected a value", id="an-id-among-the-keys"),
     ],
 )
-def test_fields_and_values_that_are_mistakes(given: Any, text: str) -> None:
+def test_wrong_fields_and_values_are_named(given: Any, text: str) -> None:
     """The error names the field with too few values, or the id without a value."""
     with pytest.raises(InputError, match=text):
         batch_of(IDS, targets=given)
 
 
 @pytest.mark.parametrize("kind", ["mapping", "array", "objects", "categories"])
-def test_names_of_classes(kind: str) -> None:
+def test_class_names(kind: str) -> None:
     """Names become their positions in ``classes``, or one-hot rows; the loader's ``classes`` gives the order."""
     names: Any = ["dog", "cat", "dog", "bird"]
     if kind == "mapping":
@@ -327,9 +327,9 @@ WRONG_CLASSES = [
         ["cat", float("nan")], {"classes": "sorted"}, "id 'q', .*classes 'cat', found nan; .*give them such a name", id="nan"
     ),
     pytest.param([b"cat", b"dog"], {"classes": "sorted"}, r"'p', .*found b'cat'; decode .*name\.decode\(\)", id="bytes"),
-    pytest.param([b"cat", "dog"], {"classes": [b"cat"]}, r"classes: .*found b'cat'; decode .*name\.decode\(\)", id="bytes-given"),
+    pytest.param([b"cat", "dog"], {"classes": [b"cat"]}, r"classes: .*found b'cat'; decode .*name\.decode\(\)", id="byte-class"),
     pytest.param(["cat", ["dog"]], {"classes": "sorted"}, r"id 'q', .*classes 'cat', found \['dog'\]; leave", id="list"),
-    pytest.param([0, 1], {"classes": ["cat", "dog"]}, "id 'p', .*found 0; leave", id="numbers-already"),
+    pytest.param([0, 1], {"classes": ["cat", "dog"]}, "id 'p', .*found 0; leave", id="ints"),
     pytest.param(["a", "b"], {"classes": list("abcdefghijklmnopqrstuvwxyz")[::-1][:-1]}, "and 5 more, found 'a'", id="many"),
     pytest.param(["a", "b"], {"classes": ["a", "b"], "n_classes": 3}, "n_classes: expected 2, .*found 3", id="n_classes"),
     pytest.param(["a", "b"], {"classes": ["a", "b", "a"]}, "classes: expected each name once, found 'a' twice", id="twice"),
@@ -338,10 +338,10 @@ WRONG_CLASSES = [
     pytest.param(["a", "b"], {"classes": {"a", "b"}}, "classes: expected a list of names in order", id="set"),
     pytest.param(["a", "b"], {"classes": {"a": 1, "b": 0}}, "classes: expected a list of names in order", id="dict"),
     pytest.param(
-        Values(["a", "b"], classes="sorted"), {"classes": ["a", "b"]}, "the Values .* have classes of their own", id="more"
+        Values(["a", "b"], classes="sorted"), {"classes": ["a", "b"]}, "the Values .* have classes of their own", id="both"
     ),
     pytest.param(
-        Values([0, 1], n_classes=2), {"n_classes": 3}, "expected 2, as the Values given as labels say, found 3", id="minds"
+        Values([0, 1], n_classes=2), {"n_classes": 3}, "expected 2, as the Values given as labels say, found 3", id="other"
     ),
     pytest.param(
         Function(lambda id: 1.0), {"n_classes": 2}, "n_classes=2: expected ints, .* found dtype float64", id="read-floats"
@@ -352,7 +352,7 @@ WRONG_CLASSES = [
 
 
 @pytest.mark.parametrize(("labels", "options", "text"), WRONG_CLASSES)
-def test_classes_that_are_mistakes(labels: Any, options: dict[str, Any], text: str) -> None:
+def test_wrong_classes_are_refused(labels: Any, options: dict[str, Any], text: str) -> None:
     """The error names the id, its label and the classes, or what is wrong with their list."""
     with pytest.raises(InputError, match=text):
         batch_of(["p", "q"], labels, **options)

@@ -77,7 +77,7 @@ def test_random_crops_of_files_of_several_sizes(tmp_path: Path) -> None:
         np.testing.assert_array_equal(one, other)
 
 
-def test_picture_and_mask_are_cropped_alike(tmp_path: Path) -> None:
+def test_image_and_mask_are_cropped_alike(tmp_path: Path) -> None:
     """A transform of the sample gets all fields in the sizes that were read, so that it can crop picture and mask alike."""
     ids = pictures(tmp_path / "a", "i4")
     pictures(tmp_path / "b", "i8")
@@ -100,7 +100,7 @@ def test_picture_and_mask_are_cropped_alike(tmp_path: Path) -> None:
             check_crops(X["scan"], (y["number"] - 1).tolist())
 
 
-def test_what_a_transform_changes_is_its_own(tmp_path: Path) -> None:
+def test_a_transform_gets_a_copy(tmp_path: Path) -> None:
     """A transform gets a copy that it may change, also of an array that a function keeps, or that is read-only."""
     kept = {number: picture(number) for number in range(N)}
     for array in kept.values():
@@ -132,7 +132,7 @@ def test_one_sample_at_a_time_is_held(tmp_path: Path) -> None:
             assert most < 4 * (8 << 20)
 
 
-def test_files_are_read_at_once_again_after_the_last_that_varies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_are_read_together_again_after_one_of_another_shape(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After a single file of another shape, files are read together again before long."""
     ids = [f"id-{number}" for number in range(200)]
     for number, id in enumerate(ids):
@@ -154,7 +154,7 @@ def test_files_are_read_at_once_again_after_the_last_that_varies(tmp_path: Path,
 
 
 @pytest.mark.parametrize("returns", ["numbers", "rows"])
-def test_a_source_that_fills_at_once_leaves_some_to_be_read(returns: str) -> None:
+def test_fill_may_leave_rows_to_read(returns: str) -> None:
     """``fill`` may return the numbers of rows that it left out, which ``read`` then reads; other results are ignored."""
 
     class Most(Source):
@@ -176,7 +176,7 @@ def test_a_source_that_fills_at_once_leaves_some_to_be_read(returns: str) -> Non
             assert not (X - y[:, None]).any()
 
 
-def test_a_file_of_another_shape_is_named_though_there_is_a_transform(tmp_path: Path) -> None:
+def test_a_transform_that_keeps_another_shape_is_an_error(tmp_path: Path) -> None:
     """If a transform does not make rows of a file of another shape, the error names the file, or the sample is replaced."""
     ids = [f"id-{number}" for number in range(N)]
     for number, id in enumerate(ids):
@@ -203,7 +203,7 @@ def test_a_file_of_another_shape_is_named_though_there_is_a_transform(tmp_path: 
             assert [one.id for one in loader.damaged] == ["id-7"]
 
 
-def test_without_dim_rows_are_as_the_first_file(tmp_path: Path) -> None:
+def test_without_dim_rows_have_the_first_files_shape(tmp_path: Path) -> None:
     """Without ``dim``, rows have the first file's shape; the error of another shape says how a transform could get it."""
     ids = pictures(tmp_path, "i4")
     with Loader(ids, None, 8, data_dir=tmp_path, transform=cropping(), workers=0) as loader, pytest.raises(SampleError) as caught:
@@ -229,7 +229,7 @@ def test_without_dim_rows_are_as_the_first_file(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_what_a_transform_gives_is_said_with_the_remedy(folder: Callable, made: Callable[..., Any], text: str) -> None:
+def test_the_remedy_for_a_transforms_shape_or_dtype_works(folder: Callable, made: Callable[..., Any], text: str) -> None:
     """If a transform returns another shape or dtype than the rows', the error has a remedy, which works."""
     data = folder(8, (4, 3), np.uint8)
     options: dict[str, Any] = {"data_dir": data.path, "transform": lambda x, rng: made(x), "workers": 0}
@@ -242,7 +242,7 @@ def test_what_a_transform_gives_is_said_with_the_remedy(folder: Callable, made: 
         assert X.shape[1:] == ((2, 3) if "shape" in text else (4, 3))
 
 
-def test_a_transform_that_fails_at_a_size_tells_it(tmp_path: Path) -> None:
+def test_the_error_of_a_transform_has_the_samples_shape(tmp_path: Path) -> None:
     """The error of a transform that fails at a too small sample has the sample's shape and file."""
     ids = pictures(tmp_path, "i4")
     np.save(tmp_path / "id-7.npy", np.zeros((3, 9), "i4"))
@@ -329,7 +329,7 @@ def test_padding_along_two_axes(tmp_path: Path) -> None:
             assert X["length"][number] == rows
 
 
-def test_a_transform_then_padding(tmp_path: Path) -> None:
+def test_transforms_run_before_padding(tmp_path: Path) -> None:
     """A transform gets sequences before padding, and may return shorter ones; length is that of its result."""
     ids = sequences(tmp_path)
 
@@ -420,7 +420,7 @@ def test_padding_in_any_dtype(tmp_path: Path, dtype: str) -> None:
         pytest.param(
             lambda folder: Loader(["id-0"], inputs=Npy(folder), targets=Npy(folder).mask, batch_size=1),
             "field 'y': expected the mask of a source that has a pad_value, found one without",
-            id="mask-of-no-padding",
+            id="mask-without-padding",
         ),
         pytest.param(
             lambda folder: Loader(["id-0"], inputs=(x := Npy(folder, 8, pad_value=0)), targets=x.mask_along(2), batch_size=1),
@@ -434,7 +434,7 @@ def test_padding_in_any_dtype(tmp_path: Path, dtype: str) -> None:
         ),
     ],
 )
-def test_arguments_that_cannot_be_meant(tmp_path: Path, make: Callable[[Path], Any], text: str) -> None:
+def test_wrong_arguments_are_refused(tmp_path: Path, make: Callable[[Path], Any], text: str) -> None:
     """Wrong arguments raise an error before the first batch, which names the argument or field."""
     sequences(tmp_path)
     with pytest.raises(InputError) as caught:

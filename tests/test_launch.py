@@ -61,7 +61,7 @@ def talk(child: Child, until: Callable[[list[bytes]], bool]) -> tuple[list[bytes
     return heard, False
 
 
-def test_what_is_larger_than_the_sockets_buffer_is_sent_in_parts(start: Callable[..., Child]) -> None:
+def test_large_messages_are_sent_in_parts(start: Callable[..., Child]) -> None:
     """Sending never waits, and an echo of large and small messages comes back whole and in order."""
     child = start(ECHO)
     messages = [os.urandom(8 << 20), b"", b"small"]
@@ -75,7 +75,7 @@ def test_what_is_larger_than_the_sockets_buffer_is_sent_in_parts(start: Callable
 
 
 @pytest.mark.parametrize("first", ["stream", "process"])
-def test_a_death_is_told_with_all_that_came_before(start: Callable[..., Child], first: str) -> None:
+def test_a_childs_end_is_reported_after_its_messages(start: Callable[..., Child], first: str) -> None:
     """A child's end, seen at the stream or at the process, is reported after all messages that it sent."""
     child = start("os.write(stream, frame(b'last') + frame(b'words')); sys.exit(3)")
     os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
@@ -116,7 +116,7 @@ def test_a_child_that_hangs_is_killed(start: Callable[..., Child]) -> None:
             os.fstat(fd)
 
 
-def test_the_end_of_the_stream_is_the_end(start: Callable[..., Child]) -> None:
+def test_a_child_ends_when_its_stream_is_closed(start: Callable[..., Child]) -> None:
     """When its stream is closed, a child that listens ends by itself; one that hangs is killed."""
     listening, hanging = start(ECHO + "\n    sys.exit(5)"), start(NEVER_ENDS)
     listening.send(b"here")
@@ -127,7 +127,7 @@ def test_the_end_of_the_stream_is_the_end(start: Callable[..., Child]) -> None:
     assert (listening.process.returncode, hanging.process.returncode) == (5, -signal.SIGKILL)
 
 
-def test_descriptors_are_handed_on(start: Callable[..., Child]) -> None:
+def test_only_named_descriptors_are_inherited(start: Callable[..., Child]) -> None:
     """A child inherits the descriptors that are named, and no others."""
     read, write = os.pipe()
     try:

@@ -42,7 +42,7 @@ def test_batches_have_similar_lengths() -> None:
         assert set(np.concatenate(batches[window])) == set(np.concatenate(plain[window]))
 
 
-def test_what_is_sorted_is_shuffled_again() -> None:
+def test_batches_are_shuffled_after_sorting() -> None:
     """Batches, and rows in a batch, are not in the order of their lengths; epochs and seeds differ."""
     batches = epoch(sampler())[:-1]
     means = [LENGTHS[batch].mean() for batch in batches[:WINDOW]]
@@ -96,7 +96,7 @@ def loader(count: int = 200, **options: Any) -> Loader:
     return Loader(range(count), **options)
 
 
-def test_batches_are_cut_after_their_longest_row() -> None:
+def test_trim_cuts_batches_to_their_longest_row() -> None:
     """With ``trim``, rows and masks are cut to a batch's longest row; lengths and other fields are not changed."""
     x = ragged()
     inputs = {
@@ -120,7 +120,7 @@ def test_batches_are_cut_after_their_longest_row() -> None:
     assert sorted(found) == list(range(200))
 
 
-def test_each_padded_field_is_cut_by_its_own() -> None:
+def test_each_padded_field_is_trimmed_to_its_own_longest_row() -> None:
     """Padded inputs and targets are each cut to their own longest row, as for a translation."""
     other = Function(lambda id: np.ones(id % 5 + 1), dim=9, pad_value=0)
     with loader(targets={"id": range(200), "y": other}, shuffle=False) as batches:
@@ -154,7 +154,7 @@ MISTAKES: list[Any] = [
 
 
 @pytest.mark.parametrize(("options", "text"), MISTAKES)
-def test_mistakes(options: dict[str, Any], text: str) -> None:
+def test_wrong_options_are_refused(options: dict[str, Any], text: str) -> None:
     """Wrong options raise errors that say what was expected and found."""
     with pytest.raises(InputError, match=text):
         loader(**options).close()

@@ -36,7 +36,7 @@ LOADER = "loader = Loader(IDS, LABELS, 4, data_dir=DATA, workers=2)\n"
 
 ENDS = {
     "unused": LOADER,
-    "amid-an-epoch": LOADER + "it = iter(loader); next(it)",
+    "during-an-epoch": LOADER + "it = iter(loader); next(it)",
     "views-alive": LOADER + "batches = list(loader)",
     "in-a-reference-cycle": LOADER + "loop = [loader, iter(loader)]; loop.append(loop); next(loop[1]); del loader, loop",
     "sys.exit-in-a-thread": LOADER + "t = threading.Thread(target=lambda: [sys.exit(3) for _ in loader]); t.start(); t.join()",
@@ -82,7 +82,7 @@ def main():
 main()
 """
 
-STATES = [pytest.param(AMID, False, id="amid-iteration"), pytest.param(WAITING, True, id="waiting-for-a-fifo")]
+STATES = [pytest.param(AMID, False, id="during-iteration"), pytest.param(WAITING, True, id="waiting-for-a-fifo")]
 
 
 def ready(folder: Callable, script: Callable, code: str, fifo: bool, name: str = "data", **options: object) -> Script:
@@ -97,7 +97,7 @@ def ready(folder: Callable, script: Callable, code: str, fifo: bool, name: str =
 
 
 @pytest.mark.parametrize(("code", "fifo"), STATES)
-def test_ctrl_c_ends_all_within_half_a_second(folder: Callable, script: Callable, code: str, fifo: bool) -> None:
+def test_ctrl_c_ends_all_processes_within_half_a_second(folder: Callable, script: Callable, code: str, fifo: bool) -> None:
     """Ctrl-C, which a terminal sends to the whole group, ends all processes in half a second, with only the user's traceback."""
     for attempt in range(TRIES):
         run = ready(folder, script, code, fifo, f"try-{attempt}")
@@ -115,7 +115,7 @@ def test_ctrl_c_ends_all_within_half_a_second(folder: Callable, script: Callable
     assert not names()
 
 
-def test_letting_go_of_a_batch_runs_no_code_of_ours(folder: Callable) -> None:
+def test_releasing_a_batch_runs_no_python_code(folder: Callable) -> None:
     """Releasing a batch runs no Python code: Ctrl-C during a Python callback would be printed, and not end the script."""
     data = folder(24)
     ran = []
@@ -133,7 +133,7 @@ def test_letting_go_of_a_batch_runs_no_code_of_ours(folder: Callable) -> None:
         assert loader.stats.grown == 0
 
 
-def test_ctrl_c_in_a_callback_of_the_garbage_collectors(folder: Callable, no_collection: None) -> None:
+def test_ctrl_c_in_a_garbage_collector_callback(folder: Callable, no_collection: None) -> None:
     """Ctrl-C in another library's garbage-collector callback, where Python only prints errors, still ends a wait for slots."""
     data = folder(24)
     struck: list[str] = []
@@ -233,7 +233,7 @@ def test_close_ends_a_wait_of_another_thread(folder: Callable) -> None:
         assert not promptly.passed
 
 
-def test_an_interrupt_beside_another_thread_that_waits(folder: Callable) -> None:
+def test_ctrl_c_ends_only_the_main_threads_wait(folder: Callable) -> None:
     """Ctrl-C while another thread listens to the workers ends only the main thread's wait; the other gets its batch."""
     data = folder(24)
     data.fifo(9)
@@ -273,7 +273,7 @@ def test_close_from_many_threads_at_once(folder: Callable) -> None:
     assert [type(reader.outcome(AT_ONCE)) for reader in readers] == [ClosedError] * 2
 
 
-def test_a_loader_that_is_garbage_leaves_nothing(folder: Callable, workers: Callable) -> None:
+def test_a_garbage_collected_loader_leaves_nothing(folder: Callable, workers: Callable) -> None:
     """Without `close`, workers end with the last reference to the loader; in a cycle, with garbage collection."""
     data = folder(8)
     loader = Loader(data.ids, data.labels, 4, data_dir=data.path, workers=2)

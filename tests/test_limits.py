@@ -49,7 +49,7 @@ def tried(make):
 FILES = r"this process may have \d+ files open \(ulimit -n\): close what is no longer needed, such as loaders, or raise"
 
 
-def test_no_descriptor_for_a_loader(folder: Callable, script: Callable) -> None:
+def test_no_descriptor_left_in_the_constructor(folder: Callable, script: Callable) -> None:
     """Wherever descriptors run out in the constructor, the error names the limit, and nothing is left open."""
     code = """
 one, two = loader(), loader(workers=0)
@@ -88,7 +88,7 @@ def with_room(more, make):
     assert run.err == ""
 
 
-def test_no_descriptor_later(folder: Callable, script: Callable) -> None:
+def test_no_descriptor_left_for_workers_or_slots(folder: Callable, script: Callable) -> None:
     """If descriptors run out later, for a new worker or more slots, the error names the limit; later requests work again."""
     code = """
 import signal
@@ -109,7 +109,7 @@ with limited(resource.RLIMIT_NOFILE, room_for(0)):
     assert re.match(f"StartError: a worker can't be started: {advice}", replaced)
 
 
-def test_no_descriptor_in_a_worker(folder: Callable, script: Callable) -> None:
+def test_no_descriptor_left_in_a_worker(folder: Callable, script: Callable) -> None:
     """If descriptors run out in a worker, in shmgen's or the user's code, the error names the limit and the sample."""
     code = """
 def read(id):
@@ -229,6 +229,6 @@ with limited(resource.RLIMIT_NPROC, 1):
 
 
 @pytest.mark.parametrize("error", [OSError("no number"), OSError(errno.EACCES, "x"), ValueError(), OSError(errno.ENOMEM, "x")])
-def test_what_tells_of_no_limit(error: Exception) -> None:
+def test_other_errors_get_no_advice(error: Exception) -> None:
     """Other errors get no advice, nor does a lack of memory without a limit."""
     assert reached(error) == ""

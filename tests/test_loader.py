@@ -26,7 +26,7 @@ Folder = Callable[..., DataSet]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_loop_is_an_epoch_and_the_next_the_next(folder: Folder, workers: int) -> None:
+def test_each_loop_is_the_next_epoch(folder: Folder, workers: int) -> None:
     """Each loop delivers each sample once, with its label, and loops differ in order."""
     data = folder(22)
     with Loader(data.ids, data.labels, 5, data_dir=data.path, workers=workers, tail="keep") as loader:
@@ -61,7 +61,7 @@ def test_the_first_epoch_can_be_chosen(folder: Folder) -> None:
             Loader(data.ids, data.labels, 4, data_dir=data.path, epoch=epoch)  # type: ignore[arg-type]
 
 
-def test_arguments_can_be_read_and_not_set(folder: Folder) -> None:
+def test_arguments_can_be_read_but_not_set(folder: Folder) -> None:
     """The blog's attributes can be read, with values found for missing arguments; setting one raises an error with a remedy."""
     data = folder(9, (4, 3, 2))
     with Loader(data.ids, data.labels, 4, dim=(4, 3), n_classes=9, shuffle=False, data_dir=data.path, workers=0) as loader:
@@ -96,7 +96,7 @@ def test_a_loader_is_not_copied(folder: Folder, copied: Callable) -> None:
         copied(loader)
 
 
-def test_an_index_that_is_none(folder: Folder) -> None:
+def test_an_impossible_index_is_refused(folder: Folder) -> None:
     """A batch index beyond the end, a slice or a text raises an error that says what is expected."""
     data = folder(8)
     with Loader(data.ids, data.labels, 4, data_dir=data.path, workers=0) as loader:
@@ -141,7 +141,7 @@ def test_arrays_are_what_a_framework_takes_without_a_copy(folder: Folder) -> Non
     assert sizes == [3, 3, 1]
 
 
-def test_labels_int_one_hot_and_none(folder: Folder) -> None:
+def test_int_labels_one_hot_rows_and_no_labels(folder: Folder) -> None:
     """Labels are int64 of shape (batch,), or float32 one-hot rows with ``n_classes``; without labels, there is no ``y``."""
     data = folder(6, n_classes=3)
     arguments: dict[str, Any] = {"batch_size": 6, "shuffle": False, "data_dir": data.path, "workers": 0}
@@ -170,7 +170,7 @@ def test_ids_of_any_kind(folder: Folder) -> None:
             assert sorted(data.check(X, y)) == [0, 1, 2, 3]
 
 
-def test_an_id_that_stands_twice_is_two_samples(folder: Folder) -> None:
+def test_an_id_listed_twice_is_two_samples(folder: Folder) -> None:
     """An id that is listed twice counts as two samples, for oversampling a class."""
     data = folder(3)
     ids = [*data.ids, data.ids[0], data.ids[0]]
@@ -179,7 +179,7 @@ def test_an_id_that_stands_twice_is_two_samples(folder: Folder) -> None:
     assert sorted(seen) == [0, 0, 0, 1, 2]
 
 
-def test_later_changes_to_the_arguments_do_no_harm(folder: Folder) -> None:
+def test_later_changes_to_the_arguments_have_no_effect(folder: Folder) -> None:
     """Later changes to the ids and labels that were passed have no effect."""
     data = folder(8)
     ids, labels = list(data.ids), dict(data.labels)
@@ -206,7 +206,7 @@ def test_batches_larger_than_the_data_set(folder: Folder) -> None:
         assert os.fstat(part_of(loader, Ring).fd).st_size < len(loader.state.slots) * 1000 * data.sample(0).nbytes / 10
 
 
-def test_time_waited_is_for_data_alone(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_time_waited_excludes_held_slots(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     """Time during which the user holds all slots does not count as time waited for data."""
     monkeypatch.setattr(shmgen._engine.held_slots, "GROW_AFTER", 0.3)
     data = folder(12)
@@ -228,7 +228,7 @@ def test_defaults_are_sensible(folder: Folder) -> None:
         assert len(loader.state.slots) == 16
 
 
-def test_more_workers_than_make_sense_are_not_started(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_absurd_number_of_workers_is_reduced(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     """An absurd number of workers is reduced, with a warning that says what to do instead."""
     monkeypatch.setattr(defaults, "CEILING", 2)
     monkeypatch.setattr(defaults, "FOR_EACH_PROCESSOR", 0)
@@ -240,7 +240,7 @@ def test_more_workers_than_make_sense_are_not_started(folder: Folder, monkeypatc
         assert len(loader.state.workers) == 2
 
 
-def test_threads_that_ask_at_once_never_wait_for_ever(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_threads_than_slots_all_get_their_batches(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     """More threads than slots that request batches at once, and keep them, all get their batches."""
     monkeypatch.setattr(shmgen._engine.held_slots, "GROW_AFTER", 0.1)
     data = folder(56)

@@ -84,7 +84,7 @@ def failing(monkeypatch: pytest.MonkeyPatch, folder: Path, number: int, times: i
 
 
 @pytest.mark.parametrize("write", SOURCES)
-def test_an_error_that_passes_is_no_damage(
+def test_temporary_errors_are_retried(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, write: Callable[[Path], Any]
 ) -> None:
     """A temporary error of a mount, when a source is bound or a sample read, is retried three times, and logged once a kind;
@@ -111,7 +111,7 @@ def test_an_error_that_passes_is_no_damage(
     assert caplog.text.count("a read failed, and is tried again") == 2, "once for each error"
 
 
-def test_a_pointer_of_git_lfs_is_named(tmp_path: Path) -> None:
+def test_a_git_lfs_pointer_is_named(tmp_path: Path) -> None:
     """If a file is a pointer of Git LFS instead of data, the error says so, and names the command that gets the data."""
     for write in SOURCES:
         (tmp_path / write.__name__).mkdir()
@@ -133,10 +133,10 @@ def archive(path: Path, shape: str, size: int) -> None:
     ("shape", "text"),
     [
         pytest.param("(33554432,)", r"expected shape \(4, 3\), found \(33554432,\)", id="shape"),
-        pytest.param("(4, 3)", r"array 'x': expected 140 bytes, found 33,554,560", id="more-than-it-says"),
+        pytest.param("(4, 3)", r"array 'x': expected 140 bytes, found 33,554,560", id="larger-than-its-header-says"),
     ],
 )
-def test_an_archive_that_would_unpack_to_more_than_fits(tmp_path: Path, shape: str, text: str) -> None:
+def test_only_the_header_of_an_oversized_member_is_read(tmp_path: Path, shape: str, text: str) -> None:
     """Of an archive member that unpacks to more than a row, only the header is read."""
     for number in range(N):
         np.savez_compressed(tmp_path / f"{number}.npz", x=np.zeros((4, 3), "u1"))

@@ -35,7 +35,7 @@ RULES: list[tuple[Any, Any, Any, list[Any]]] = [
 ]
 
 
-def test_the_rule() -> None:
+def test_values_go_by_key_position_or_id() -> None:
     """A mapping goes by key, a list or array by position, or by id if ``by`` says so."""
     for ids, values, by, expected in RULES:
         given: Any
@@ -54,7 +54,7 @@ UNCLEAR = [
 
 
 @pytest.mark.parametrize(("ids", "values", "readings"), UNCLEAR)
-def test_ints_that_do_not_count_from_0_want_by(ids: Any, values: list, readings: dict[str, list]) -> None:
+def test_int_ids_other_than_positions_require_by(ids: Any, values: list, readings: dict[str, list]) -> None:
     """If ids are ints other than 0, 1, 2 and so on, a list of values is refused without ``by``."""
     for given, role in ((values, "labels"), (np.array(values), "targets")):
         with pytest.raises(InputError, match="field 'y': expected by='id' or by='position' beside a list"):
@@ -75,7 +75,7 @@ REFUSED: list[tuple[Any, Any, Any, str]] = [
 ]
 
 
-def test_what_the_rule_refuses() -> None:
+def test_values_that_do_not_fit_the_ids_are_refused() -> None:
     """Values that are missing, or don't fit ``by``, are refused."""
     for ids, values, by, text in REFUSED:
         with pytest.raises(InputError, match=text):
@@ -108,13 +108,13 @@ KEYS = {
     # ids, keys of the labels
     "without-a-folder": (["x/a", "x/b"], ["a", "b"]),
     "ints": (["0001", "0012"], [1, 12]),
-    "lost-zeros": ([1, 12], ["0001", "0012"]),
+    "leading-zeros-lost": ([1, 12], ["0001", "0012"]),
     "bytes": ([b"a", b"b"], ["a", "b"]),
 }
 
 
 @pytest.mark.parametrize(("ids", "keys"), KEYS.values(), ids=KEYS)
-def test_keys_that_are_written_otherwise(ids: Any, keys: Any) -> None:
+def test_ids_and_keys_in_different_spellings(ids: Any, keys: Any) -> None:
     """If ids and keys are written differently, the error says how to turn ids into keys, which works."""
     mapping = dict(zip(keys, [5, 6], strict=True))
     for labels in (mapping, pytest.importorskip("pandas").Series(mapping).rename_axis("id")):
@@ -140,7 +140,7 @@ def test_labels_are_held_in_an_array(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["numbers", "n_classes", "classes", "sorted", "floats"])
-def test_labels_in_an_array_take_no_more_than_it(kind: str) -> None:
+def test_labels_in_an_array_keep_their_dtype(kind: str) -> None:
     """Small ints and floats in an array are kept in their dtype, and cast when a batch is filled."""
     count = 1_000_000
     ids = range(count)
@@ -170,7 +170,7 @@ def test_labels_in_an_array_take_no_more_than_it(kind: str) -> None:
     assert reader.dtype == {"n_classes": np.float32, "floats": np.float64}.get(kind, np.int64)
 
 
-def test_labels_of_a_range_follow_no_later_change() -> None:
+def test_later_changes_to_a_label_array_have_no_effect() -> None:
     """Later changes to the caller's array have no effect."""
     values = np.arange(4, dtype=np.uint8)
     source = Values(values)
@@ -203,7 +203,7 @@ COLUMNS: dict[str, Any] = {
 }
 
 
-def test_columns_of_pandas(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pandas_series_go_by_their_index(monkeypatch: pytest.MonkeyPatch) -> None:
     """A Series goes by its index, unless that only numbers rows, and is never read element by element."""
     import_pandas = pytest.importorskip("pandas")
     cases = {what: make(frame()) for what, make in COLUMNS.items()}
@@ -271,7 +271,7 @@ WRONG_COLUMNS = {
 
 
 @pytest.mark.parametrize(("make", "text", "follow", "expected"), WRONG_COLUMNS.values(), ids=WRONG_COLUMNS)
-def test_tables_that_are_mistakes(make: Any, text: str, follow: Any, expected: list[Any]) -> None:
+def test_tables_are_refused_with_advice_that_works(make: Any, text: str, follow: Any, expected: list[Any]) -> None:
     """Errors about tables advise which columns to pass, and how, and the advice works."""
     df = frame()
     with pytest.raises(InputError, match=text):
@@ -279,7 +279,7 @@ def test_tables_that_are_mistakes(make: Any, text: str, follow: Any, expected: l
     assert labels_of(*follow(df)) == expected
 
 
-def test_an_index_that_has_an_id_twice() -> None:
+def test_a_duplicated_index_is_refused() -> None:
     """An index that has an id twice is refused with two remedies, which both work."""
     labels = frame().label.set_axis(["a", "b", "a", "c"])
     with pytest.raises(InputError, match=r"each id once, found 'a' several times; drop duplicates, or pass Values\(.*'position'"):
@@ -289,7 +289,7 @@ def test_an_index_that_has_an_id_twice() -> None:
 
 
 @pytest.mark.parametrize("package", ["polars", "pyarrow"])
-def test_columns_of_others(package: str) -> None:
+def test_polars_and_pyarrow_columns_go_by_position(package: str) -> None:
     """Columns of polars and pyarrow go by position."""
     module = pytest.importorskip(package)
     make = module.Series if package == "polars" else module.array

@@ -165,7 +165,7 @@ def test_many_loaders_in_turn(folder: Callable, workers: int) -> None:
     assert process.memory_info().rss - memory < LEAST_LEFT
 
 
-def test_few_open_files_suffice(folder: Callable, script: Callable) -> None:
+def test_a_limit_of_256_open_files_is_enough(folder: Callable, script: Callable) -> None:
     """A limit of 256 open files is enough for 8 loaders of 2 workers each, while all 100 batches of two of them are held."""
     code = """
 import resource, shmgen._engine.held_slots

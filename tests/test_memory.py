@@ -129,7 +129,7 @@ def test_too_little_memory_is_an_error(folder: Callable, monkeypatch: pytest.Mon
         pytest.param(room(2), 2, f"{room(2):,} bytes of memory are available, of which at most half", id="just-for-two"),
     ],
 )
-def test_slots_are_as_many_as_memory_has_room_for(
+def test_slots_take_at_most_half_of_the_memory(
     folder: Callable, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, left: int, slots: int, said: str | None
 ) -> None:
     """Slots take at most half of the available memory, unless 2 slots need more; a warning says so if there are fewer."""
@@ -215,7 +215,7 @@ TREES = {
 
 
 @pytest.mark.parametrize(("meminfo", "groups", "files", "expected"), TREES.values(), ids=TREES)
-def test_memory_that_is_available(
+def test_available_memory(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     meminfo: str | None,

@@ -206,7 +206,7 @@ def test_a_file_that_ends_anywhere(folder: Folder) -> None:
             assert agree(folder, file[:size]) is None
 
 
-def test_what_is_no_utf_8(folder: Folder) -> None:
+def test_headers_that_are_not_utf_8(folder: Folder) -> None:
     """A header that is not UTF-8 is refused in version 3 of the format, and accepted in version 1."""
     for version in (1, 3):
         file = npy(header(more="# é\n"), version=version)
@@ -214,7 +214,7 @@ def test_what_is_no_utf_8(folder: Folder) -> None:
         assert (agree(folder, file.replace("é".encode(), b"\xe9\xe9")) is None) == (version == 3)
 
 
-def test_the_most_axes(folder: Folder) -> None:
+def test_an_array_of_31_axes(folder: Folder) -> None:
     """An array of 31 axes is read; a batch of it has 32, the most that NumPy 1 has."""
     assert agree(folder, npy(header(shape=repr((1,) * MAX_AXES)))) is not None
     folder.file.write_bytes(npy(header(shape=repr((1,) * (MAX_AXES + 1)))))

@@ -76,14 +76,14 @@ def test_without_memfd_create_of_python_or_of_the_kernel(folder: Callable, where
     assert set(os.listdir(anonymous.TMPFS)) <= before
 
 
-def test_standard_streams_that_are_closed(folder: Callable) -> None:
+def test_closed_standard_streams(folder: Callable) -> None:
     """If standard streams are closed, a loader's memory never gets their descriptors, in the main process or a worker."""
     done = run(folder, "", "<&- >&- 2>&-")
     assert (done.stdout, done.stderr, done.returncode) == ("True 12 /memfd:shmgen\n", "", 0)
 
 
 @pytest.mark.parametrize("before", ["os.kill(", "held = "], ids=["a-worker-starts", "the-ring-grows"])
-def test_streams_that_are_closed_later(folder: Callable, before: str) -> None:
+def test_streams_closed_later(folder: Callable, before: str) -> None:
     """Streams closed while a loader lives: its memory never gets their descriptors, and new workers have all three streams."""
     data = folder(8)
     script = data.path.parent / "script.py"
@@ -98,7 +98,7 @@ def test_without_docstrings(folder: Callable) -> None:
     assert (done.stdout, done.stderr) == ("True 12 /memfd:shmgen\n", "")
 
 
-def test_a_small_tmpfs_is_told_of(folder: Callable, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_small_tmpfs_is_logged(folder: Callable, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """In a small /dev/shm a loader has fewer slots, and the log names the remedy."""
     monkeypatch.setattr(anonymous, "_memfd", lambda *_: anonymous._file())
     monkeypatch.setattr(anonymous, "most_bytes", lambda _: 100_000)

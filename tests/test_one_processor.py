@@ -28,7 +28,7 @@ def test_a_worker_uses_one_processor(monkeypatch: pytest.MonkeyPatch) -> None:
     assert cpu.sum() <= 1.2 * wall.sum()
 
 
-def test_thread_pools_are_told_by_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_thread_counts_are_set_by_environment_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     """In a worker, the thread counts of OpenMP, BLAS libraries and OpenCV are 1, or what the user has set."""
     names = ["OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OPENCV_FOR_THREADS_NUM"]
     for name in names:

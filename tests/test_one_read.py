@@ -122,7 +122,7 @@ DAMAGES = [
     pytest.param("flipped", "Bad CRC-32 for file 'image.npy'", id="flipped-bit"),
     pytest.param("deflated", "truncated, damaged or of another format", id="no-compressed-data"),
     pytest.param("missing", "expected a file, found none at this path", id="missing"),
-    pytest.param("no-array", "expected an array 'label', found 'image'", id="an-array-less"),
+    pytest.param("no-array", "expected an array 'label', found 'image'", id="one-array-missing"),
     pytest.param("objects", "expected numbers, found Python objects", id="objects"),
     pytest.param("shape", "expected shape (4, 3), found (4, 4); dim and n_channels say what shape a row has.", id="shape"),
     pytest.param("short-member", "found the end of the file after 100", id="header-cut-off"),
@@ -148,7 +148,7 @@ def test_a_damaged_archive_is_named(tmp_path: Path, how: str, text: str) -> None
         assert [one.id for one in loader.damaged] == ["id-7"]
 
 
-def test_what_there_is_in_place_of_a_missing_archive(tmp_path: Path) -> None:
+def test_a_missing_archive_suggests_another_source(tmp_path: Path) -> None:
     """The error for a missing file names files of another format, and the source to pass."""
     ids = archives(tmp_path)
     with pytest.raises(SampleError, match=r"id-0.npz is there: pass the source of such files"):
@@ -170,7 +170,7 @@ def test_archives_behind_a_url(root: Path, proxy: Any, tmp_path: Path) -> None:
             asked = len(proxy.requests)
 
 
-def test_a_field_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_an_unknown_field_is_refused(tmp_path: Path) -> None:
     """An unknown field is an error that lists the archive's fields."""
     ids = archives(tmp_path)
     with pytest.raises(InputError, match="field 'X': expected one of 'image', 'label', 'large', which Npz has, found 'img'"):
@@ -207,7 +207,7 @@ def test_a_function_that_returns_several_arrays(kind: str) -> None:
     assert sorted(calls) == [0, *range(N)]
 
 
-def test_a_source_that_is_the_whole_sample() -> None:
+def test_source_may_return_a_whole_sample() -> None:
     """``source`` may return (x, y), (x, y, weight), or a dict of inputs, also beside labels."""
     options: dict[str, Any] = {"batch_size": 4, "shuffle": False, "workers": 0}
     X, y = epoch(Loader(range(4), source=lambda id: (np.full(3, id), id), **options))[0]
@@ -222,7 +222,7 @@ def test_a_source_that_is_the_whole_sample() -> None:
         assert (sorted(inputs), y.tolist()) == (["a", "b"], [0, -1, -2, -3])
 
 
-def test_a_tuple_that_is_no_sample_is_refused() -> None:
+def test_other_tuples_are_refused() -> None:
     """A tuple is refused unless it is (x, y) or (x, y, weight), and always beside labels."""
     with pytest.raises(InputError, match=r"source: expected an array, a dict, \(x, y\) or .* found a tuple of 4"):
         Loader(range(4), source=lambda id: (id, id, id, id), batch_size=2)
@@ -233,14 +233,14 @@ def test_a_tuple_that_is_no_sample_is_refused() -> None:
 @pytest.mark.parametrize(
     ("first", "text"),
     [
-        pytest.param(None, "expected an array, found None; let the function return one, or fill the row", id="nothing"),
+        pytest.param(None, "expected an array, found None; let the function return one, or fill the row", id="none"),
         pytest.param(({"a": 1}, 2), "field 0: expected an array, found a dict: return one dict of all arrays", id="nested"),
         pytest.param([np.zeros(3), 1], "found a list of parts of several shapes; return fields as a dict", id="list"),
-        pytest.param({"x": None}, "field 'x': expected an array, found None", id="nothing-in-a-field"),
+        pytest.param({"x": None}, "field 'x': expected an array, found None", id="none-in-a-field"),
         pytest.param({"x": "text"}, "field 'x': .* dtype <U4; make them numbers", id="text-in-a-field"),
     ],
 )
-def test_what_a_function_returns_for_the_first_sample_is_checked(first: object, text: str) -> None:
+def test_the_result_for_the_first_sample_is_checked(first: object, text: str) -> None:
     """An unusable result for the first sample is an error that tells what was found, and what to return instead."""
     with pytest.raises((FunctionError, InputError), match=text):
         Loader(range(4), source=lambda id: first, batch_size=2, workers=0)
@@ -253,7 +253,7 @@ def test_what_a_function_returns_for_the_first_sample_is_checked(first: object, 
         pytest.param(np.array([{}]), "field 'x': .* dtype object; make them numbers", id="objects"),
     ],
 )
-def test_an_archives_member_that_is_no_numbers(tmp_path: Path, array: np.ndarray, text: str) -> None:
+def test_an_archive_with_texts_or_objects_is_refused(tmp_path: Path, array: np.ndarray, text: str) -> None:
     """An archive with an array of texts or objects is refused with a remedy; its other arrays can be read alone."""
     np.savez(tmp_path / "a.npz", x=array, y=np.zeros(2))
     with pytest.raises(InputError, match=text):
@@ -262,7 +262,7 @@ def test_an_archives_member_that_is_no_numbers(tmp_path: Path, array: np.ndarray
         assert loader.batch(0)[0].shape == (1, 2)
 
 
-def test_what_a_function_returns_for_a_later_sample_is_checked() -> None:
+def test_later_results_must_have_the_same_fields() -> None:
     """If a later result has other fields than the first, the error has the id, and the fields expected and found."""
     source = Function(lambda id: {"x": np.zeros(3)} if id == 7 else {"x": np.zeros(3), "y": id})
     with (
@@ -273,7 +273,7 @@ def test_what_a_function_returns_for_a_later_sample_is_checked() -> None:
     assert caught.value.id == 7
 
 
-def test_several_arrays_where_one_was_described() -> None:
+def test_a_function_of_several_arrays_beside_dim_is_refused() -> None:
     """A function that returns several arrays is refused beside ``dim``, and one of a single array has no fields."""
     with (
         Loader(range(4), source=lambda id: (np.zeros(3), 1), dim=3, n_channels=1, dtype="f4", batch_size=2, workers=0) as loader,
@@ -284,7 +284,7 @@ def test_several_arrays_where_one_was_described() -> None:
         Loader(range(4), inputs=Function(lambda id: np.zeros(3))["x"], batch_size=2)
 
 
-def test_transforms_of_fields_that_are_read_at_once() -> None:
+def test_transforms_of_fields_of_one_source() -> None:
     """Transforms of single fields and of the whole sample name the fields of one source as those of several."""
     source = Function(lambda id: {"x": np.full(3, id), "y": id})
     fields = {"inputs": {"x": source["x"]}, "targets": {"y": source["y"]}, "weights": Values(np.ones(8))}
@@ -301,7 +301,7 @@ def test_transforms_of_fields_that_are_read_at_once() -> None:
             assert targets["y"].tolist() == [-n for n in range(8)]
 
 
-def test_a_function_that_draws() -> None:
+def test_random_numbers_of_a_function() -> None:
     """``f(id, rng)`` draws the same with any number of workers, but differently for each sample, each epoch and the transform."""
 
     def draw(id: int, rng: Any = None) -> Any:

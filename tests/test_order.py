@@ -51,7 +51,7 @@ GOLDEN = {
 }
 
 
-def test_an_order_is_the_same_for_ever() -> None:
+def test_orders_are_remembered_across_versions() -> None:
     """A run that is repeated years later, with other versions on another machine, has the same order of samples."""
     for samples, ((seed, epoch), first, last) in GOLDEN.items():
         found = Order(samples, seed, epoch)
@@ -92,7 +92,7 @@ def reference(samples: int, seed: int, epoch: int, position: int) -> int:
             return found
 
 
-def test_what_is_computed_in_blocks_is_what_the_rules_say() -> None:
+def test_blocks_match_the_reference() -> None:
     """Blocks match the reference, also at their borders, where pairs are no samples, and for numbers near 2**63."""
     for samples in (1, 2, 7, 1000, 65_537, 65_791, 65_793, 10**6 + 1, 10**9, 10**12 + 39, 2**62 + 1):
         chance = random.Random(samples)
@@ -105,7 +105,7 @@ def test_what_is_computed_in_blocks_is_what_the_rules_say() -> None:
 
 
 @pytest.mark.parametrize("samples", [1000, MAX_SORTED + 1, 5 * BLOCK_POSITIONS * BLOCK_POSITIONS])
-def test_any_part_in_any_sequence(samples: int) -> None:
+def test_parts_do_not_depend_on_earlier_requests(samples: int) -> None:
     """A part does not depend on earlier requests, and may lie in one block or several, or be empty."""
     chance = random.Random(1)
     last = min(samples, 6 * BLOCK_POSITIONS)
@@ -121,7 +121,7 @@ def test_any_part_in_any_sequence(samples: int) -> None:
 
 
 @pytest.mark.parametrize("samples", [1000, MAX_SORTED + 1])
-def test_what_is_handed_out_can_not_be_changed(samples: int) -> None:
+def test_parts_are_read_only(samples: int) -> None:
     """Parts are read-only, so one caller can't change the order for the next."""
     made = Order(samples, 0, 0)
     for part in (made.part(0, 10), made.part(0, samples)):
@@ -219,7 +219,7 @@ def test_orders_look_shuffled(samples: int, epochs: int) -> None:
     assert {name: figure for name, figure in found.items() if abs(figure) > FAR} == {}
 
 
-def test_of_few_samples_all_orders_come_equally_often() -> None:
+def test_all_orders_of_few_samples_are_equally_likely() -> None:
     """Over many epochs, and over many seeds, each of the n! orders comes about as often as any other."""
     for orders in (
         Counter(tuple(whole(5, 21, epoch).tolist()) for epoch in range(3_000)),

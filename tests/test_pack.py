@@ -65,7 +65,7 @@ def test_a_folder_becomes_one_file(data: DataSet, target: Path, cli: Callable[..
         assert sorted(label for X, y in loader for label in data.check(X, y)) == list(range(N))
 
 
-def test_the_way_back(data: DataSet, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_guides_unpack_restores_the_folder(data: DataSet, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The guide's lines that unpack a file restore the folder byte for byte."""
     guide = (ROOT / "docs" / "commands.md").read_text()
     [code] = re.findall(r"Three lines of NumPy unpack:\n\n((?:    .*\n)+)", guide)
@@ -103,7 +103,7 @@ def test_files_are_cast_as_a_loader_casts_them(data: DataSet, target: Path) -> N
     assert outcome.remarks == ("files of other dtypes were cast to float32: --dtype says to which",)
 
 
-def test_what_is_given(data: DataSet, target: Path, cli: Callable[..., Ran], tmp_path: Path) -> None:
+def test_shape_dtype_and_ids_can_be_given(data: DataSet, target: Path, cli: Callable[..., Ran], tmp_path: Path) -> None:
     """The command takes shape, dtype and ids; rows are in the order of the ids."""
     some = ["id-7", "id-30", "id-2"]
     target.with_suffix(".ids").write_text("\n".join(some))  # --ids may name the very file that is written
@@ -166,7 +166,7 @@ def test_damaged_files_are_named_and_nothing_is_packed(data: DataSet, target: Pa
     assert os.listdir(target.parent) == []
 
 
-def test_damaged_files_are_left_out_if_they_may_be(data: DataSet, target: Path, cli: Callable[..., Ran]) -> None:
+def test_skip_damaged_leaves_damaged_files_out(data: DataSet, target: Path, cli: Callable[..., Ran]) -> None:
     """With ``--skip-damaged`` the good files are packed; the damaged ones are listed, and the status is 1."""
     bad = spoil(data)
     done = cli("pack", data.path, target, "--skip-damaged", "--workers", 0)
@@ -177,7 +177,7 @@ def test_damaged_files_are_left_out_if_they_may_be(data: DataSet, target: Path, 
 
 
 @pytest.mark.parametrize(("number", "skip"), [(0, True), (1, False)])
-def test_files_that_break_between_look_and_read(
+def test_files_that_break_after_the_check(
     data: DataSet, target: Path, monkeypatch: pytest.MonkeyPatch, number: int, skip: bool
 ) -> None:
     """A file that breaks after it was checked is named; nothing is packed, or with ``skip_damaged`` all other files."""
@@ -217,7 +217,7 @@ def test_another_target_is_left_alone(data: DataSet, target: Path) -> None:
         path.unlink()
 
 
-def test_places_that_are_refused(data: DataSet, target: Path, cli: Callable[..., Ran]) -> None:
+def test_unusable_targets_are_refused(data: DataSet, target: Path, cli: Callable[..., Ran]) -> None:
     """A target inside the folder, in a missing folder, or not called .npy is refused."""
     (target.parent / "link").symlink_to(data.path)
     for place, why in {
@@ -233,7 +233,7 @@ def test_places_that_are_refused(data: DataSet, target: Path, cli: Callable[...,
     assert os.listdir(target.parent) == ["link"]
 
 
-MOMENTS = {"amid-rows": "at(scan, 'map_arrays', 46)", "between-the-names": "at(os, 'rename', 1)"}
+MOMENTS = {"during-rows": "at(scan, 'map_arrays', 46)", "between-the-names": "at(os, 'rename', 1)"}
 
 ENDING = """
 from shmgen._tools import cli, pack, scan
@@ -269,7 +269,7 @@ def test_a_kill_at_any_moment(data: DataSet, target: Path, script: Callable[...,
 
 def test_ctrl_c(data: DataSet, target: Path, script: Callable[..., Script]) -> None:
     """Ctrl-C ends a pack with status 130, and leaves no file."""
-    moment = MOMENTS["amid-rows"]
+    moment = MOMENTS["during-rows"]
     done = script(ENDING.format(signal=int(signal.SIGINT), moment=moment, target=str(target)), data)
     assert done.end() == 130
     assert done.err.strip().endswith("interrupted")

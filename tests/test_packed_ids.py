@@ -81,7 +81,7 @@ def same(found: Any, ids: list[Any]) -> bool:
     return found == ids and list(map(type, found)) == list(map(type, ids))
 
 
-def test_what_is_taken_is_what_was_packed(pack: Callable) -> None:
+def test_ids_are_taken_as_packed(pack: Callable) -> None:
     """Ids of any kind are taken as they were packed, in any order, also after attaching as a worker does."""
     for kind, given in KINDS.items():
         ids = kept(given)
@@ -109,7 +109,7 @@ def test_ids_of_several_blocks(pack: Callable, kind: str) -> None:
     assert found == list(ids)
 
 
-def test_a_number_that_is_none(pack: Callable) -> None:
+def test_a_number_without_a_sample(pack: Callable) -> None:
     """A number without a sample is an IndexError."""
     for ids in (["a", "b", "c"], [1, 2, 3], range(3, 0, -1), [1, "a", b"b"]):
         for number in (3, -1 << 40):
@@ -129,7 +129,7 @@ sys.stdout.buffer.write(pickle.dumps((found, heavy)))
 
 
 @pytest.mark.parametrize("ids", [TEXTS, np.arange(3, dtype=np.uint16), [1, "a", "\ud800"]], ids=["texts", "ints", "mixed"])
-def test_a_worker_needs_nothing_else(pack: Callable, ids: Any) -> None:
+def test_taking_ids_imports_no_other_modules(pack: Callable, ids: Any) -> None:
     """A worker takes ids through the descriptor without importing NumPy or the modules that pack."""
     ids = kept(ids)
     packed = pack(ids)
@@ -148,7 +148,7 @@ def test_nothing_is_stored_for_a_range(pack: Callable) -> None:
 MANY = 500_000
 
 
-def test_many_texts(pack: Callable) -> None:
+def test_memory_of_packed_texts(pack: Callable) -> None:
     """Packed texts take 8 bytes each beside their own bytes, and the message to a worker does not grow with them."""
     ids = [f"folder/sample-{number:07}" for number in range(MANY)]
     tracemalloc.start()

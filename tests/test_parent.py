@@ -57,8 +57,8 @@ launch.subprocess.Popen = Popen
 MOMENTS = {
     # the moment of the end -> code that calls strike() at that moment
     "first-worker-started": AT_WORKER.format(number=1) + LOADER,
-    "amid-the-memory": "from shmgen._memory import ring\nring._reserve = lambda *_: strike()\n" + LOADER,
-    "amid-the-constructor": "from shmgen._engine import feed\nfeed.Prefetcher = lambda *_, **__: strike()\n" + LOADER,
+    "memory-reserved": "from shmgen._memory import ring\nring._reserve = lambda *_: strike()\n" + LOADER,
+    "during-the-constructor": "from shmgen._engine import feed\nfeed.Prefetcher = lambda *_, **__: strike()\n" + LOADER,
     "before-the-workers-are-ready": f"loader = {LOADER}\nstrike()",
     "idle": f"loader = {LOADER}\nfor epoch in range(2): list(loader)\nstrike()",
     "a-reader-stuck": f"""
@@ -96,7 +96,7 @@ next(epoch)
 os.kill(loader.state.workers[0].pid, signal.SIGKILL)
 while True: list(loader)
 """,
-    "amid-close": f"""
+    "during-close": f"""
 from shmgen._worker import launch
 wait = launch._join
 def once(*args):
@@ -108,7 +108,7 @@ next(iter(loader))
 launch._join = once
 loader.close()
 """,
-    "amid-with": f"with {LOADER} as loader:\n    for X, y in loader: strike()",
+    "in-a-with-block": f"with {LOADER} as loader:\n    for X, y in loader: strike()",
     "waiting": f"""
 os.unlink(f"{{DATA}}/id-9.npy"); os.mkfifo(f"{{DATA}}/id-9.npy")
 loader = {LOADER}
@@ -120,7 +120,7 @@ list(loader)
 """,
 }
 
-ELSEWHERE = {"first-worker-started", "replacing-a-worker", "amid-close", "waiting"}
+ELSEWHERE = {"first-worker-started", "replacing-a-worker", "during-close", "waiting"}
 """Moments at which the caller's own code does not run, so only a signal handler could raise an exception."""
 
 
@@ -133,7 +133,7 @@ def strikes(moment: str) -> list[str]:
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_nothing_is_left_of_a_process_that_ends(folder: Callable, script: Callable, moment: str) -> None:
+def test_an_ending_process_leaves_nothing_behind(folder: Callable, script: Callable, moment: str) -> None:
     """A process that ends leaves no process and no file, has its own exit code, and prints only its own traceback."""
     body = indent(MOMENTS[moment].strip(), "    ")
     runs = {

@@ -28,7 +28,7 @@ def numbered(epoch: int, *numbers: int) -> list[BatchId]:
     return [BatchId(epoch, number) for number in numbers]
 
 
-def test_indexes_in_any_order_get_the_batches_in_theirs() -> None:
+def test_batches_are_dealt_in_the_epochs_order() -> None:
     """Whatever indexes Keras requests, batches are handed out in the epoch's order, in which they are read ahead."""
     passes = made(4)
     iteration = passes.open()
@@ -45,7 +45,7 @@ def test_every_iteration_gets_the_next_epoch(asked: int) -> None:
         assert deal(passes, *range(asked), of=passes.open()) == [BatchId(epoch, number) for number in range(asked)]
 
 
-def test_a_run_resumes_after_what_has_been_used() -> None:
+def test_a_run_resumes_after_the_last_batch() -> None:
     """A run resumes after the last batch handed out; if the consumer requests batches ahead, with the next epoch."""
     passes = made(3)
     deal(passes, 0, of=passes.open(asks_ahead=True))
@@ -54,7 +54,7 @@ def test_a_run_resumes_after_what_has_been_used() -> None:
     assert passes.position == (1, 1)
 
 
-def test_the_next_epoch_is_foreseen() -> None:
+def test_the_next_epoch_is_read_ahead() -> None:
     """The batches read ahead are those left of this epoch, and then those of the next."""
     passes = made(3, epoch=1)
     assert ahead(passes, 9) == numbered(1, 0, 1, 2) + numbered(2, 0, 1, 2)
@@ -65,7 +65,7 @@ def test_the_next_epoch_is_foreseen() -> None:
     assert ahead(passes, 9) == numbered(2, 0, 1, 2)
 
 
-def test_an_iteration_asked_late_takes_none_from_the_next() -> None:
+def test_an_iteration_left_early_goes_on_beside_the_next() -> None:
     """An iteration that was left early goes on where it was, beside the next one."""
     passes = made(4)
     left = passes.open()
@@ -75,7 +75,7 @@ def test_an_iteration_asked_late_takes_none_from_the_next() -> None:
     assert deal(passes, 0, 1, of=new) == [BatchId(1, 0), BatchId(1, 1)]
 
 
-def test_what_is_taken_back_costs_no_epoch() -> None:
+def test_an_iteration_taken_back_costs_no_epoch() -> None:
     """After an iteration that was taken back, the next one gets the same epoch."""
     passes = made(3)
     look = passes.open()
@@ -86,7 +86,7 @@ def test_what_is_taken_back_costs_no_epoch() -> None:
     assert passes.open().epoch == 1
 
 
-def test_what_is_taken_back_too_late_changes_nothing() -> None:
+def test_taking_back_too_late_changes_nothing() -> None:
     """If the next iteration has begun, taking back the first changes nothing: no epoch is used twice."""
     passes = made(3)
     look = passes.open()
@@ -96,7 +96,7 @@ def test_what_is_taken_back_too_late_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize("asked", [1, 2, 3])
-def test_by_hand_an_end_is_followed_by_the_next_epoch(asked: int) -> None:
+def test_end_starts_the_next_epoch(asked: int) -> None:
     """In a loop by index, complete or left early, `end` starts the next epoch; a second `end` changes nothing."""
     passes = made(3)
     for epoch in range(3):
@@ -113,7 +113,7 @@ def test_an_end_without_a_request_changes_nothing() -> None:
     assert deal(passes, 0) == [BatchId(0, 0)]
 
 
-def test_a_look_costs_nothing() -> None:
+def test_a_request_by_index_costs_no_epoch() -> None:
     """Batches requested by index are of the next epoch, and the next iteration gets the whole of that epoch."""
     passes = made(2)
     assert deal(passes, 0, 1) == [BatchId(0, 0), BatchId(0, 1)]
@@ -124,7 +124,7 @@ def test_a_look_costs_nothing() -> None:
     assert passes.open().epoch == 1
 
 
-def test_a_look_amid_a_loop_by_hand_is_of_its_pass() -> None:
+def test_loops_and_indexes_share_a_pass_until_end() -> None:
     """Until `end`, ``for`` and ``[i]`` get the same batch for the same index."""
     passes = made(3)
     loop = passes.open(by_hand=True)
@@ -186,7 +186,7 @@ def test_a_billion_batches_cost_nothing(shuffle: bool) -> None:
 
 
 @pytest.mark.parametrize("batches", [1, 255, 256, 257, 1000])
-def test_any_order_of_indexes_is_dealt(batches: int) -> None:
+def test_random_indexes_keep_their_batches(batches: int) -> None:
     """Indexes in sequence, then at random, with repeats: each index keeps its batch, and no batch is dealt to two."""
     chance = random.Random(batches)
     rest = list(range(batches // 3, batches))

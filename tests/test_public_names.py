@@ -13,14 +13,14 @@ import shmgen
 from shmgen import Loader
 
 
-def test_other_names_are_no_attributes() -> None:
+def test_unknown_names_are_not_attributes() -> None:
     """Unknown names and names of other packages are not attributes of shmgen."""
     for name in ("Sequenz", "tensorflow"):
         assert not hasattr(shmgen, name)
         assert name not in dir(shmgen)
 
 
-def test_what_is_not_installed_is_said() -> None:
+def test_a_missing_keras_is_explained() -> None:
     """Without Keras, `Loader` can be imported, and the error for `Sequence` says how to install Keras."""
     program = "import sys; sys.modules['keras'] = None; import shmgen; shmgen.Loader"
     for code in ("shmgen.Sequence", "shmgen.keras", "from shmgen import Sequence"):
@@ -31,7 +31,7 @@ def test_what_is_not_installed_is_said() -> None:
         assert "shmgen.Loader does without" in line
 
 
-def test_the_length_of_what_is_iterated_over(folder: Callable) -> None:
+def test_len_of_a_loader_and_length_hint_of_its_iterator(folder: Callable) -> None:
     """A loader's length is its number of batches, and an iterator's hint the batches to come, also when resumed."""
     data = folder(16)
     with Loader(data.ids, data.labels, 4, data_dir=data.path, workers=1) as loader:

@@ -66,7 +66,7 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         ({"LOCAL_WORLD_SIZE": "many", "SLURM_STEP_TASKS_PER_NODE": "?", "SLURM_NODEID": "0"}, (0, 1), 1),
     ],
 )
-def test_what_launchers_say(
+def test_ranks_from_launchers_variables(
     environment: Callable[..., None], variables: dict[str, str], shard: tuple[int, int], local: int
 ) -> None:
     """The innermost launcher's variables count; without any, the process is the only rank."""
@@ -90,14 +90,14 @@ def test_what_launchers_say(
         ({"SLURM_NTASKS": "2"}, "SLURM_NTASKS=2, but this process was not started by srun"),
     ],
 )
-def test_what_launchers_leave_open(environment: Callable[..., None], variables: dict[str, str], said: str) -> None:
+def test_contradictory_variables_are_an_error(environment: Callable[..., None], variables: dict[str, str], said: str) -> None:
     """Variables that are incomplete, impossible or contradictory are an error that names them, and a remedy."""
     environment(variables)
     with pytest.raises(InputError, match=f"{said}.*shard=\\(rank, world\\)"):
         find_shard()
 
 
-def test_live_runtimes_come_first(environment: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_live_runtimes_take_precedence(environment: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
     """A live runtime takes precedence over the environment, one that is only imported is ignored, and two must agree."""
     environment(MPIRUN)
     torch = SimpleNamespace(is_available=lambda: True, is_initialized=lambda: False, get_rank=lambda: 1, get_world_size=lambda: 2)
@@ -115,7 +115,7 @@ def test_live_runtimes_come_first(environment: Callable[..., None], monkeypatch:
     assert find_shard() == (1, 2)
 
 
-def test_nothing_is_imported_to_ask(environment: Callable[..., None]) -> None:
+def test_finding_the_rank_imports_nothing(environment: Callable[..., None]) -> None:
     """Finding the rank imports no modules."""
     environment({})
     before = set(sys.modules)
@@ -161,7 +161,7 @@ assert not ray.is_initialized()
         pytest.param(RAY, "0 1", id="ray", marks=needs("ray")),
     ],
 )
-def test_real_runtimes(folder: Callable[..., Any], script: Callable[..., Any], setup: str, shard: str) -> None:
+def test_only_live_runtimes_count(folder: Callable[..., Any], script: Callable[..., Any], setup: str, shard: str) -> None:
     """A real runtime is ignored while it is only imported, asked once it is live, and never started."""
     ran = script(RUNTIMES.format(setup=setup.format(port=free_port())), folder(), options=())
     assert ran.end() == 0, ran.err

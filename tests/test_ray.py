@@ -153,7 +153,7 @@ def allowed() -> bool:
 @needs("ray", "jax")
 @pytest.mark.skipif(not allowed(), reason="unshare is not installed, or namespaces are not allowed")
 @pytest.mark.timeout(900)
-def test_a_node_is_lost_in_mid_epoch(tmp_path: Path) -> None:
+def test_a_node_lost_during_an_epoch(tmp_path: Path) -> None:
     """Ray goes on with one rank: each sample is trained on once an epoch, and the model equals that of one process."""
     (tmp_path / "digits").mkdir()
     for number in range(1797):

@@ -81,7 +81,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
 
 
 @pytest.mark.parametrize("count", [1, 16, N])
-def test_files_are_asked_for_ahead_and_opened_once(folder: Callable, calls: list, count: int) -> None:
+def test_files_are_requested_ahead_and_opened_once(folder: Callable, calls: list, count: int) -> None:
     """If reads wait, 16 files are opened and requested before the first is read; each is opened once, and all are closed."""
     data = folder(N)
     source = Bound(Npy(data.path).bind(data.ids), io_waits=True)
@@ -94,7 +94,7 @@ def test_files_are_asked_for_ahead_and_opened_once(folder: Callable, calls: list
     assert descriptors() == before
 
 
-def test_nothing_is_asked_for_where_reading_does_not_wait(folder: Callable, calls: list) -> None:
+def test_nothing_is_requested_ahead_if_reads_do_not_wait(folder: Callable, calls: list) -> None:
     """If reads do not wait, each file takes one open and one read, and no request ahead."""
     data = folder(N)
     source = Bound(Npy(data.path).bind(data.ids))
@@ -105,7 +105,7 @@ def test_nothing_is_asked_for_where_reading_does_not_wait(folder: Callable, call
 
 @pytest.mark.parametrize(("bad", "waits"), [(7, False), (0, True), (30, True)])
 @pytest.mark.parametrize("harm", ["gone", "folder", "short", "null"])
-def test_a_file_that_fails_is_named_in_its_turn(folder: Callable, harm: str, bad: int, waits: bool) -> None:
+def test_a_failing_file_is_named_at_its_row(folder: Callable, harm: str, bad: int, waits: bool) -> None:
     """A file that fails is named when its row's turn comes: earlier rows are filled, and no descriptor is left."""
     data = folder(N)
     ids = list(data.ids)
@@ -130,9 +130,7 @@ def test_a_file_that_fails_is_named_in_its_turn(folder: Callable, harm: str, bad
     assert descriptors() == before
 
 
-def test_a_file_that_fails_when_it_is_opened_ahead_may_be_there_in_its_turn(
-    folder: Callable, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_missing_ahead_may_exist_at_its_row(folder: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file that could not be opened ahead, but can be when its row's turn comes, is no error."""
     data = folder(N)
     source = Bound(Npy(data.path).bind(data.ids), io_waits=True)
@@ -150,7 +148,7 @@ def test_a_file_that_fails_when_it_is_opened_ahead_may_be_there_in_its_turn(
 
 
 @pytest.mark.parametrize("number", [0, 3, 15, 25, N - 1])
-def test_a_file_whose_open_hangs_is_the_row_begun(folder: Callable, number: int) -> None:
+def test_a_hanging_open_is_the_current_row(folder: Callable, number: int) -> None:
     """While a file's open hangs, its row is the current one, though it was opened ahead; then the reader goes on."""
     data = folder(N)
     source = Bound(Npy(data.path).bind(data.ids), io_waits=True)
@@ -173,7 +171,7 @@ def test_a_file_whose_open_hangs_is_the_row_begun(folder: Callable, number: int)
     assert descriptors() == before
 
 
-def test_with_few_descriptors_fewer_files_are_ahead(folder: Callable, calls: list, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_readers_share_a_limit_of_files_opened_ahead(folder: Callable, calls: list, monkeypatch: pytest.MonkeyPatch) -> None:
     """All readers of a process share a limit of files opened ahead, so that the file of the current row can be opened."""
     data = folder(N)
     monkeypatch.setattr(npy, "_spare", spare := Semaphore(3))
@@ -208,7 +206,7 @@ def test_copies_read_at_once_in_threads(folder: Callable, kind: str, waits: bool
         assert all(pool.map(read, range(200)))
 
 
-def test_rows_that_are_neighbours_are_asked_for_at_once(folder: Callable, calls: list) -> None:
+def test_neighbouring_rows_are_requested_together(folder: Callable, calls: list) -> None:
     """If reads wait, all rows are requested before the first is read, neighbours together; otherwise none is requested."""
     data = folder(N)
     np.save(data.path / "all.npy", np.stack([data.sample(number) for number in range(N)]))

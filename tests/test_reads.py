@@ -77,7 +77,7 @@ def labels(loader: Loader, data: DataSet) -> list[int]:
     return [label for X, y in loader for label in data.check(X, y)]
 
 
-def test_files_that_answer_in_any_order(slow_files: Callable) -> None:
+def test_files_that_arrive_in_any_order(slow_files: Callable) -> None:
     """Eight files are requested at once and answer in random order; batches and rows are in order nevertheless."""
     data, slow = slow_files(range(1, N))
     chance = random.Random(1)
@@ -90,7 +90,7 @@ def test_files_that_answer_in_any_order(slow_files: Callable) -> None:
         assert loader.stats.reads == READS
 
 
-def test_a_death_amid_many_reads(slow_files: Callable, workers: Callable, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_death_with_many_reads_in_flight(slow_files: Callable, workers: Callable, caplog: pytest.LogCaptureFixture) -> None:
     """If a worker dies with eight reads in flight, the log names all and they are read again; no sample is blamed, even twice."""
     data, slow = slow_files(range(1, 1 + READS))
     held = slow.ids
@@ -151,7 +151,7 @@ def test_a_concurrent_function_is_called_at_once() -> None:
     assert found[:, 0].tolist() == list(range(16))
 
 
-def test_a_function_that_ends_its_process_from_a_further_reader(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_sys_exit_in_a_reader_thread_ends_the_worker(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """``sys.exit`` in any reader's thread ends the worker, not just the thread, and its rows are read again."""
     ended = str(tmp_path / "ended")
     shared: dict[str, Any] = {}

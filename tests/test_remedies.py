@@ -27,7 +27,7 @@ def asked(loader: Loader, error: type[Exception], number: int) -> str:
     return str(raised.value)
 
 
-def test_no_scan_finds_what_is_no_damage(folder: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scans_are_suggested_only_for_damage(folder: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     """The error of a damaged file suggests a scan; that of too many open files names the limit instead."""
     data = folder(8)
 
@@ -43,7 +43,7 @@ def test_no_scan_finds_what_is_no_damage(folder: Callable, monkeypatch: pytest.M
     assert "shmgen scan" not in text
 
 
-def test_a_dtype_that_a_transform_gave(folder: Callable) -> None:
+def test_a_dtype_that_a_transform_needs(folder: Callable) -> None:
     """If a transform can't divide a row in place, the error names a dtype with which it can."""
 
     def divide(x: np.ndarray, rng: object) -> None:
@@ -58,7 +58,7 @@ def test_a_dtype_that_a_transform_gave(folder: Callable) -> None:
         np.testing.assert_allclose(X[1], data.sample(5) / 255, rtol=1e-6)
 
 
-def test_a_transform_of_other_arguments(folder: Callable) -> None:
+def test_a_transform_with_wrong_arguments_is_refused(folder: Callable) -> None:
     """A transform with other arguments is refused by the constructor, which names the right ones."""
     data = folder(8)
     for transform in (lambda x: x, {"X": lambda x: x}, lambda: None):
@@ -75,7 +75,7 @@ WHOLE_SAMPLE: dict[str, Callable[..., Any]] = {
 
 
 @pytest.mark.parametrize("kind", WHOLE_SAMPLE)
-def test_a_transform_of_input_and_target(folder: Callable, kind: str) -> None:
+def test_a_transform_of_input_and_target_needs_named_inputs(folder: Callable, kind: str) -> None:
     """The error of a transform of input and target says to name the inputs; then it can change both."""
     data = folder(8)
     masks = Npy(data.path)
@@ -97,7 +97,7 @@ def test_a_transform_of_input_and_target(folder: Callable, kind: str) -> None:
         assert y[1:].max() < 0
 
 
-def test_what_describes_rows_beside_images(tmp_path: Path) -> None:
+def test_dim_beside_another_source_is_refused(tmp_path: Path) -> None:
     """``dim``, ``n_channels`` and ``dtype`` beside another source are one error that names the source's own arguments."""
     given: Any = {"dim": (4, 6), "n_channels": 1, "dtype": "float32"}
     with pytest.raises(InputError, match=r"n_channels and dtype out: Images takes folder, size, mode, .*dtype"):
@@ -113,7 +113,7 @@ class Own(Source):
 
 
 @pytest.mark.parametrize("given", [[1.5, float("nan")], np.array([[1.0, 2.0], [np.nan, 3.0]]), {"a": 1.5, "b": float("nan")}])
-def test_nan_among_targets(given: Any) -> None:
+def test_nan_among_targets_and_weights(given: Any) -> None:
     """NaN among targets is an error unless a float dtype is given; NaN among weights is always an error."""
     ids, x = ["a", "b"], Values([0, 1])
     with pytest.raises(InputError, match=r"id 'b', field 'y': expected a number, found .*nan.*; leave such ids out") as raised:

@@ -88,7 +88,7 @@ def test_every_kind_of_file(root: Path, proxy: Proxy) -> None:
 NAMES = ["a b", "50%", "%2e%2e", "a%20b", "a#b", "a?b", "µ-ø-漢", "a+b", "a&b=c", "it's", 'a"b', "a\\b", "sub/dir", "..x", "~"]
 
 
-def test_names_are_quoted(root: Path, proxy: Proxy) -> None:
+def test_file_names_are_quoted_in_urls(root: Path, proxy: Proxy) -> None:
     """An id names the same file behind a URL as in a folder; the URL of a folder may be quoted or not."""
     for number, name in enumerate(NAMES):
         (root / f"{name}.npy").parent.mkdir(exist_ok=True)
@@ -108,7 +108,7 @@ def test_names_are_quoted(root: Path, proxy: Proxy) -> None:
 FAULTS = ["reset", "close", "half", "stall", "hang", "drip", "drip-head", "nonsense", "429 Retry-After: 0", "408", "503", "520"]
 
 
-def test_what_may_pass_is_tried_again(file: bytes, proxy: Proxy) -> None:
+def test_passing_failures_are_retried(file: bytes, proxy: Proxy) -> None:
     """After two passing failures of any kind, the third try reads the file."""
     files = Remote(proxy.url, options={"timeout": 0.2})
     proxy.faults["id-7.npy"] = ["chunks"]  # an answer without a length, which is no failure
@@ -121,9 +121,7 @@ def test_what_may_pass_is_tried_again(file: bytes, proxy: Proxy) -> None:
         assert len(proxy.requests) == 3, fault
 
 
-def test_a_connection_that_the_server_closed_meanwhile_is_no_failure(
-    file: bytes, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_connection_closed_by_the_server_is_replaced(file: bytes, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
     """A kept connection that the server has closed is replaced at once, without counting as a try."""
     files = Remote(proxy.url)
     got(files, "id-0.npy")
@@ -141,7 +139,7 @@ def test_a_connection_that_the_server_closed_meanwhile_is_no_failure(
         ("hang", "no answer in time"),
     ],
 )
-def test_what_does_not_pass_is_named(root: Path, proxy: Proxy, fault: str, found: str) -> None:
+def test_lasting_failures_are_named(root: Path, proxy: Proxy, fault: str, found: str) -> None:
     """The error of a lasting failure has the URL, the answer, the number of tries and the time."""
     source = reader(Npy(Remote(proxy.url, options={"timeout": 0.1})), IDS)
     proxy.requests.clear()
@@ -157,7 +155,7 @@ def test_what_does_not_pass_is_named(root: Path, proxy: Proxy, fault: str, found
     assert proxy.targets.count("/id-2.npy") == store.TRIES + (fault == "reset")
 
 
-def test_a_dead_server_is_given_up_in_the_time_that_is_said(root: Path, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_silent_server_is_given_up_in_the_promised_time(root: Path, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
     """A silent server is given up after the promised time, or half of it if it never answered; the error gives the time."""
     monkeypatch.setattr(store, "PATIENCE", 1.0)
     monkeypatch.setattr(store, "FIRST_PATIENCE", 0.5)
@@ -176,7 +174,7 @@ def test_a_dead_server_is_given_up_in_the_time_that_is_said(root: Path, proxy: P
         assert time.thread_time() - begun[0] < 0.3
 
 
-def test_a_server_that_goes_on_slowly_is_waited_for(root: Path, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slow_answer_is_read_to_its_end(root: Path, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
     """An answer that arrives slowly, but steadily, is read to its end."""
     (root / "id-7.npy").write_bytes(bytes(40))
     monkeypatch.setattr(http_store, "SLOWEST", 20)
@@ -187,7 +185,7 @@ def test_a_server_that_goes_on_slowly_is_waited_for(root: Path, proxy: Proxy, mo
     assert time.monotonic() - begun > 0.6
 
 
-def test_what_will_not_pass_is_not_tried_again(root: Path, proxy: Proxy) -> None:
+def test_lasting_failures_are_not_retried(root: Path, proxy: Proxy) -> None:
     """A lasting status is an error at once; it shows the code of S3, but not the page that was sent."""
     files = Remote(proxy.url)
     proxy.requests.clear()
@@ -210,7 +208,7 @@ def test_what_will_not_pass_is_not_tried_again(root: Path, proxy: Proxy) -> None
     assert len(proxy.requests) == len(found) + 1
 
 
-def test_an_answer_to_something_else(root: Path, proxy: Proxy) -> None:
+def test_an_answer_with_other_bytes_is_refused(root: Path, proxy: Proxy) -> None:
     """An answer with other bytes than those requested is refused."""
     files = Remote(proxy.url)
     for header, text in {
@@ -228,7 +226,7 @@ def test_an_answer_to_something_else(root: Path, proxy: Proxy) -> None:
         reader(Npy(proxy.url), IDS)
 
 
-def test_a_server_says_how_long_to_wait(file: bytes, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_retry_after_is_obeyed(file: bytes, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
     """Retry-After, in seconds or as a date, is obeyed up to a minute; without it, waits double each time, with random jitter."""
     waits: list[float] = []
     monkeypatch.setattr(time, "sleep", waits.append)
@@ -245,7 +243,7 @@ def test_a_server_says_how_long_to_wait(file: bytes, proxy: Proxy, monkeypatch: 
     assert len({wait / 2**n for n, wait in enumerate(waits[3:])}) == 4
 
 
-def test_an_interrupt_is_heard_while_a_server_is_silent(root: Path, proxy: Proxy) -> None:
+def test_ctrl_c_ends_a_wait_for_a_silent_server(root: Path, proxy: Proxy) -> None:
     """Ctrl-C ends a constructor that waits for a silent server."""
     proxy.always = "hang"
     code = f"from shmgen import Loader\nLoader(['a'], None, 1, data_dir={proxy.url!r})"
@@ -281,7 +279,7 @@ def test_redirections(root: Path, proxy: Proxy, file: bytes) -> None:
         assert "secret" not in text
 
 
-def test_another_host_is_told_nothing(root: Path, proxy: Proxy, served: tuple[Path, int], file: bytes) -> None:
+def test_headers_are_not_sent_to_another_host(root: Path, proxy: Proxy, served: tuple[Path, int], file: bytes) -> None:
     """A request redirected to another host has none of the user's headers; one redirected to the same host has all."""
     other = Proxy(served[1])
     headers = {"authorization": "Bearer a", "COOKIE": "b", "X-Api-Key": "c", "user-agent": "me"}
@@ -302,7 +300,7 @@ def test_another_host_is_told_nothing(root: Path, proxy: Proxy, served: tuple[Pa
         other.stop()
 
 
-def test_a_user_in_the_url_and_what_follows_a_question_mark(root: Path, proxy: Proxy, file: bytes) -> None:
+def test_user_and_query_of_a_url_are_sent_but_not_shown(root: Path, proxy: Proxy, file: bytes) -> None:
     """The user and the query of a URL are sent, but never shown."""
     private = Remote(proxy.url.replace("//", "//user:pass%20word@") + "/private")
     assert got(private, "id-7.npy") == file
@@ -329,7 +327,7 @@ UNUSABLE: list[tuple[str, dict[str, Any], str]] = [
 ]
 
 
-def test_urls_and_options_that_can_not_be_used() -> None:
+def test_unusable_urls_and_options_are_refused() -> None:
     """An unusable URL or option is an error of the constructor that shows no secret."""
     for url, options, text in UNUSABLE:
         said = refused(url, **options)
@@ -337,7 +335,7 @@ def test_urls_and_options_that_can_not_be_used() -> None:
         assert SECRET not in said
 
 
-def test_what_is_shown_of_a_url() -> None:
+def test_urls_are_shown_without_secrets() -> None:
     """URLs, alone or in a message, are shown without user and query."""
     for url, text in {
         "https://host/a b?sig=x": "https://host/a b?...",
@@ -364,7 +362,7 @@ def secure(root: Path, tmp_path: Path) -> Iterator[tuple[str, Path]]:
     http_store._context.cache_clear()
 
 
-def test_https_with_a_certificate_of_ones_own(secure: tuple[str, Path], file: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_self_signed_certificates(secure: tuple[str, Path], file: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     """A self-signed certificate is refused at once, unless SSL_CERT_FILE names it."""
     url, pem = secure
     http_store._context.cache_clear()
@@ -376,7 +374,9 @@ def test_https_with_a_certificate_of_ones_own(secure: tuple[str, Path], file: by
     assert got(files, "id-7.npy") == got(files, "id-7.npy") == file
 
 
-def test_a_proxy_of_the_environment(served: tuple[Path, int], file: bytes, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_proxies_from_the_environment(
+    served: tuple[Path, int], file: bytes, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The proxy of the variable http_proxy is used, with its password, unless no_proxy names the host."""
     url = f"http://127.0.0.1:{served[1]}"
     monkeypatch.setenv("http_proxy", proxy.url.replace("//", "//me:pass%20word@"))
@@ -397,7 +397,7 @@ def ranges(proxy: Proxy) -> list[tuple[int, int]]:
     return [(first // ROW_BYTES, stop // ROW_BYTES) for first, stop in pairs]
 
 
-def test_rows_are_got_by_one_request_for_neighbours(root: Path, proxy: Proxy) -> None:
+def test_neighbouring_rows_take_one_request(root: Path, proxy: Proxy) -> None:
     """Each run of neighbouring rows is one request for their bytes."""
     source = reader(NpyRows(f"{proxy.url}/all.npy"), range(N))
     proxy.requests.clear()
@@ -406,7 +406,7 @@ def test_rows_are_got_by_one_request_for_neighbours(root: Path, proxy: Proxy) ->
     assert ranges(proxy) == [(5, 8), (3, 4), (20, 22), (0, 2), (9, 10)]
 
 
-def test_a_file_of_rows_that_is_replaced(root: Path, proxy: Proxy) -> None:
+def test_a_replaced_file_of_rows_is_an_error(root: Path, proxy: Proxy) -> None:
     """Reading rows from a file that was replaced after the loader was made is an error."""
     source = reader(NpyRows(f"{proxy.url}/all.npy"), range(N))
     assert source.filled([1, 2]) == [1, 2]
@@ -426,7 +426,7 @@ def test_a_file_of_rows_that_is_replaced(root: Path, proxy: Proxy) -> None:
         ("whole/large.npy", "large.npy: expected a range of the file, found the whole"),
     ],
 )
-def test_a_file_of_rows_that_can_not_be_used(root: Path, proxy: Proxy, path: str, text: str) -> None:
+def test_an_unusable_file_of_rows_is_refused(root: Path, proxy: Proxy, path: str, text: str) -> None:
     """A file of rows that is missing, short or empty, or a server without ranges, is an error of the constructor."""
     np.save(root / "large.npy", np.zeros((1000, 20)))
     (root / "short.npy").write_bytes((root / "all.npy").read_bytes()[:500])
@@ -467,7 +467,7 @@ def test_a_worker_of_remote_files_is_lean(root: Path, proxy: Proxy, workers: Cal
     assert [name for name in ("numpy", "aiohttp", "obstore", "multidict") if f"/{name}/" in mapped] == []
 
 
-def test_who_reads_a_folder_imports_nothing_of_this() -> None:
+def test_reading_a_folder_imports_no_network_modules() -> None:
     """The modules that a worker needs for local files import no network modules."""
     code = "import sys, shmgen._sources.npy, shmgen._sources.npy_rows, shmgen._worker.main\nprint(*sys.modules)"
     found = python("-S", "-c", code, check=True).stdout.split()
@@ -496,7 +496,7 @@ def test_a_cache_beside_data_dir(root: Path, proxy: Proxy, tmp_path: Path) -> No
         Remote(str(root))
 
 
-def test_ids_that_are_urls() -> None:
+def test_ids_that_are_urls_are_refused() -> None:
     """Ids that are URLs are refused; the error says to pass the folder's URL as ``data_dir``."""
     with pytest.raises(SampleError, match="ids are no URLs: pass the URL of the folder as data_dir"):
         reader(Npy(None), ["https://host/folder/a.npy"])
@@ -537,9 +537,7 @@ def test_a_scan_of_a_url(root: Path, proxy: Proxy, cli: Callable[..., Ran], ids_
     assert whole == ({f"/{id}.npy" for id in IDS if id not in set(damaged) - {"id-5"}} if full else set())
 
 
-def test_no_command_shows_what_is_secret(
-    proxy: Proxy, root: Path, cli: Callable[..., Ran], ids_file: Path, tmp_path: Path
-) -> None:
+def test_commands_show_no_secrets(proxy: Proxy, root: Path, cli: Callable[..., Ran], ids_file: Path, tmp_path: Path) -> None:
     """No table, JSON output or error shows the user or the query of a URL."""
     url = proxy.url.replace("//", f"//me:{SECRET}@") + f"/?sig={SECRET}"
     dead = url.replace(str(proxy.port), "1")
@@ -556,7 +554,7 @@ def test_no_command_shows_what_is_secret(
         assert SECRET not in done.out + done.err
 
 
-def test_a_scan_needs_ids_where_nothing_can_be_listed(proxy: Proxy, cli: Callable[..., Ran]) -> None:
+def test_a_scan_of_an_unlistable_url_needs_ids(proxy: Proxy, cli: Callable[..., Ran]) -> None:
     """Without ids a URL that can't be listed is refused; the error says how to pass them."""
     done = cli("scan", proxy.url)
     assert done.status == 2

@@ -47,7 +47,7 @@ def address(ring: Ring, slot: int) -> int:
     return int(np.frombuffer(ring.bytes(slot), np.uint8).ctypes.data)
 
 
-def test_arrays_are_aligned_contiguous_and_apart(make_ring: Rings) -> None:
+def test_arrays_are_aligned_contiguous_and_disjoint(make_ring: Rings) -> None:
     """All fields and sheets of all slots begin at multiples of 64 bytes, are contiguous, and do not overlap."""
     ring = make_ring(slots=3)
     arrays = [array for slot in range(3) for array in (*ring.lease(slot, 4), ring.sheets[slot])]
@@ -133,7 +133,7 @@ def test_a_ring_has_no_name(make_ring: Rings) -> None:
 
 
 @pytest.mark.parametrize("umask", [0, 0o777])
-def test_a_ring_is_its_owners_alone(umask: int, make_ring: Rings) -> None:
+def test_only_the_owner_may_read_a_ring(umask: int, make_ring: Rings) -> None:
     """With any umask, only the owner may read a ring's memory."""
     before = os.umask(umask)
     try:
@@ -150,7 +150,7 @@ def test_pages_are_reserved() -> None:
     ring.close()
 
 
-def test_a_sheet_lies_where_workers_look(make_ring: Rings) -> None:
+def test_workers_find_a_slots_sheet(make_ring: Rings) -> None:
     """Workers find a slot's sheet at ``sheet_offset``, and `is_read` sees the rows that are marked there as read."""
     ring = make_ring(slots=3)
     ring.sheets[1][:] = words = [2, 3, 4, 1, 10, 20, 30, 40]
@@ -171,7 +171,7 @@ def test_slots_are_whole_pages_with_room_for_the_sheet(rows: int) -> None:
     assert 0 <= layout.slot_bytes - (layout.sheet_offset + (3 + rows) * 8) < PAGE
 
 
-def test_growing_keeps_what_is_there() -> None:
+def test_growing_keeps_contents_addresses_and_leases() -> None:
     """A ring that grows keeps the content, address and lease of each slot, and workers see the same memory."""
     ring = Ring(Layout(FIELDS, 4), 2)
     x = ring.lease(0, 4)[0]
@@ -199,7 +199,7 @@ def test_growing_keeps_what_is_there() -> None:
     assert (later[0] == 12).all()
 
 
-def test_a_slot_that_there_is_not(make_ring: Rings) -> None:
+def test_a_slot_that_does_not_exist(make_ring: Rings) -> None:
     """A slot that does not exist is an IndexError, and one of closed segments, or of a closed ring, an OSError."""
     ring = make_ring(slots=2)
     segments = Segments(ring.fd, ring.layout.slot_bytes)
@@ -213,7 +213,7 @@ def test_a_slot_that_there_is_not(make_ring: Rings) -> None:
         ring.bytes(0)
 
 
-def test_threads_that_meet_a_slot_at_once_map_it_once(monkeypatch: pytest.MonkeyPatch, make_ring: Rings) -> None:
+def test_concurrent_threads_map_a_new_slot_once(monkeypatch: pytest.MonkeyPatch, make_ring: Rings) -> None:
     """Two reader threads that need a new slot at once map it once."""
     ring = make_ring(slots=2)
     segments = Segments(ring.fd, ring.layout.slot_bytes)
@@ -260,7 +260,7 @@ RESERVE = os.posix_fallocate
     (mmap, "mmap", refuse),
     (mmap, "mmap", interrupt),
 ])  # fmt: skip
-def test_a_growth_that_fails_leaves_all_as_it_was(
+def test_a_failed_growth_changes_nothing(
     monkeypatch: pytest.MonkeyPatch, module: ModuleType, name: str, error: Callable[..., None], make_ring: Rings
 ) -> None:
     """If memory or its mapping is refused, or Ctrl-C comes, file, slots and leases are as before, and the ring can grow later."""
@@ -281,7 +281,7 @@ def test_a_growth_that_fails_leaves_all_as_it_was(
     assert (x == 3).all()
 
 
-def test_what_a_worker_mapped_of_a_growth_that_failed_serves_later(make_ring: Rings) -> None:
+def test_slots_mapped_during_a_failed_growth_are_valid_later(make_ring: Rings) -> None:
     """A worker that mapped slots just before a failed growth was undone sees the same memory once the ring grows again."""
     ring = make_ring(slots=2)
     slot_bytes = ring.layout.slot_bytes
@@ -298,7 +298,7 @@ def test_what_a_worker_mapped_of_a_growth_that_failed_serves_later(make_ring: Ri
     ("left", "in_tmpfs", "added"),
     [(100, None, 4), (8, None, 4), (7, None, 3), (3, None, 1), (1, None, 1), (100, 7, 3), (7, 100, 3)],
 )
-def test_a_ring_grows_by_as_much_as_there_is_memory_for(
+def test_a_ring_grows_as_far_as_memory_allows(
     monkeypatch: pytest.MonkeyPatch, left: int, in_tmpfs: int | None, added: int, make_ring: Rings
 ) -> None:
     """Of 4 wanted slots, as many are added as fit into half of the available memory, or one if there is memory for it.
@@ -313,9 +313,7 @@ def test_a_ring_grows_by_as_much_as_there_is_memory_for(
     assert ring.slots == 2 + added
 
 
-def test_what_the_kernel_refuses_is_tried_in_smaller_parts(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_refused_memory_is_requested_in_smaller_parts(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """If the kernel refuses memory that seemed available, there are fewer slots, and a warning gives the numbers."""
     reserve = os.posix_fallocate
 
@@ -340,7 +338,7 @@ def test_what_the_kernel_refuses_is_tried_in_smaller_parts(
     ring.close()
 
 
-def test_where_address_space_is_short_a_ring_grows_by_less() -> None:
+def test_a_limit_on_address_space_limits_growth() -> None:
     """Under ``ulimit -v`` a ring grows by the slots that can be mapped; if that is none, the error names the limit."""
     code = """
 import resource, sys

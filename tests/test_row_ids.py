@@ -51,7 +51,7 @@ CHOICES = {
     "the-last": range(40, N),
     "backwards": range(N - 1, -1, -1),
     "shuffled": SHUFFLED,
-    "one-twice": [3, 4, 4, 5],
+    "duplicate": [3, 4, 4, 5],
     "all-but-the-last-in-order": [*range(N - 2), N - 1],
 }
 
@@ -81,7 +81,7 @@ STYLES: dict[str, Callable[[str], bytes]] = {
 }
 
 
-def test_a_file_as_any_editor_writes_it(all_npy: Path) -> None:
+def test_files_of_ids_from_any_editor(all_npy: Path) -> None:
     """The file of ids may have empty lines, Windows line endings, a byte order mark, or no last newline."""
     for what, style in STYLES.items():
         all_npy.with_suffix(".ids").write_bytes(style("".join(f"{id}\n" for id in IDS)))
@@ -118,7 +118,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("what", REFUSED)
-def test_a_file_of_ids_that_is_refused(all_npy: Path, what: str) -> None:
+def test_unusable_files_of_ids_are_refused(all_npy: Path, what: str) -> None:
     """A file of ids that can't be read, or does not fit the rows, is an error that names the file and the reason."""
     harm, said = REFUSED[what]
     harm(all_npy.with_suffix(".ids"))
@@ -138,7 +138,7 @@ def test_texts_without_a_file_of_ids(all_npy: Path) -> None:
         Loader(["0"], None, 1, source=NpyRows(all_npy), workers=0)
 
 
-def test_beside_a_source_that_takes_texts(all_npy: Path, folder: Callable[..., Any]) -> None:
+def test_each_file_of_rows_has_its_own_list_of_ids(all_npy: Path, folder: Callable[..., Any]) -> None:
     """Each file of rows looks up ids in its own list, also beside other sources; labels are looked up by id."""
     data = folder(N, (2,))
     other = all_npy.with_name("other.npy")
@@ -152,7 +152,7 @@ def test_beside_a_source_that_takes_texts(all_npy: Path, folder: Callable[..., A
             assert X["by"].tolist() == y.tolist()
 
 
-def test_what_cannot_be_read_is_named_by_its_id(all_npy: Path) -> None:
+def test_an_unreadable_row_is_named_by_its_id(all_npy: Path) -> None:
     """An unreadable row is named by its text id."""
     os.truncate(all_npy, 128 + 24 * (N - 1))
     with pytest.raises(InputError, match="truncated"):
@@ -168,7 +168,7 @@ def test_what_cannot_be_read_is_named_by_its_id(all_npy: Path) -> None:
     assert bound.place(IDS[7]) == f"row {IDS[7]} of file {all_npy}"
 
 
-def test_behind_a_url(root: Path, served: tuple[Path, int]) -> None:
+def test_rows_and_ids_at_a_url(root: Path, served: tuple[Path, int]) -> None:
     """Rows, or rows and ids, may be read from a URL."""
     (root / "all.ids").write_text("".join(f"{id}\n" for id in IDS[:24]))
     url = f"http://127.0.0.1:{served[1]}"
@@ -193,7 +193,7 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str], lis
 
 
 @pytest.mark.parametrize("in_order", [True, False])
-def test_many_texts(many: tuple[Path, list[str], list[str]], in_order: bool) -> None:
+def test_memory_of_lookups(many: tuple[Path, list[str], list[str]], in_order: bool) -> None:
     """Looking up ids keeps 4 bytes an id, or nothing if they are all the ids of the file in order."""
     file, ids, shuffled = many
     chosen = kept(ids if in_order else shuffled)
@@ -209,7 +209,7 @@ def test_many_texts(many: tuple[Path, list[str], list[str]], in_order: bool) -> 
         assert [ids[row] for row in found[:1000]] == shuffled[:1000]
 
 
-def test_memory_of_texts(many: tuple[Path, list[str], list[str]]) -> None:
+def test_memory_of_ids_is_shared(many: tuple[Path, list[str], list[str]]) -> None:
     """Ids take at most 16 bytes each beside their texts, in memory shared by all processes; no message to a worker has them."""
     file, _, shuffled = many
     with Loader(shuffled, None, 64, source=source(file), workers=2) as loader:

@@ -59,14 +59,14 @@ def left_out(X: np.ndarray, y: np.ndarray) -> list[int]:
 
 
 @pytest.mark.parametrize(("kind", "workers"), [("function", 0), ("fill", 1)])
-def test_what_a_source_leaves_out_of_a_row_is_zero(folder: Callable, tmp_path: Path, kind: str, workers: int) -> None:
+def test_elements_that_a_source_leaves_out_are_zero(folder: Callable, tmp_path: Path, kind: str, workers: int) -> None:
     """Elements that a source leaves out are zero, and not the slot's earlier content."""
     data = folder(N)
     with Loader(data.ids, data.labels, 4, source=padded(data, tmp_path)[kind], slots=2, workers=workers) as loader:
         assert [left_out(X, y) for _ in range(3) for X, y in loader] == [[]] * 30
 
 
-def test_a_transform_sees_zeros_where_nothing_was_filled(folder: Callable, tmp_path: Path) -> None:
+def test_a_transform_sees_zeros_in_elements_left_out(folder: Callable, tmp_path: Path) -> None:
     """A transform sees zeros in elements left out; what it writes there is cleared before the slot is filled again."""
     data = folder(N)
 
@@ -80,7 +80,7 @@ def test_a_transform_sees_zeros_where_nothing_was_filled(folder: Callable, tmp_p
 
 
 @pytest.mark.parametrize(("kind", "mark", "workers"), [("function", "fails", 0), ("fill", "fails", 0), ("fill", "dies", 1)])
-def test_a_row_is_clear_when_it_is_filled_again(folder: Callable, tmp_path: Path, kind: str, mark: str, workers: int) -> None:
+def test_a_row_is_cleared_before_it_is_filled_again(folder: Callable, tmp_path: Path, kind: str, mark: str, workers: int) -> None:
     """After a failure or a death in the middle of a row, the row is filled again from zeros."""
     data = folder(N)
     bad = range(1, N, 19)
@@ -96,7 +96,7 @@ def test_a_row_is_clear_when_it_is_filled_again(folder: Callable, tmp_path: Path
     assert not list(tmp_path.glob(f"{mark}-*"))
 
 
-def test_only_rows_that_may_be_filled_in_part_are_cleared(folder: Callable) -> None:
+def test_rows_of_sources_that_fill_them_whole_are_not_cleared(folder: Callable) -> None:
     """Sources that always overwrite whole rows, such as files, are known as such, so their rows are not cleared first."""
     data = folder(8)
     np.save(data.path / "all.npy", np.zeros((8, 3)))
@@ -221,7 +221,7 @@ def test_bare_bytes_are_refused_with_the_remedy(stored: Callable, tmp_path: Path
     assert loaded(range(N), source=NpyRows(tmp_path / "all.npy", remedy)).tobytes() == numbered(dtype).tobytes()
 
 
-def test_a_scan_takes_what_a_loader_takes(stored: Callable, tmp_path: Path) -> None:
+def test_scans_and_loaders_accept_the_same_files(stored: Callable, tmp_path: Path) -> None:
     """A scan without a dtype reports files of ml_dtypes as damaged, with the remedy; with the dtype all are good."""
     ids = stored("bfloat16")
     without = scan(tmp_path, ids, workers=0)
@@ -230,7 +230,7 @@ def test_a_scan_takes_what_a_loader_takes(stored: Callable, tmp_path: Path) -> N
     assert scan(Npy(tmp_path, dtype="bfloat16"), ids, full=True, workers=0).damaged == ()
 
 
-def test_bytes_that_do_not_fit_the_dtype(stored: Callable, tmp_path: Path) -> None:
+def test_other_dtypes_for_bare_bytes_are_refused(stored: Callable, tmp_path: Path) -> None:
     """For files of bare bytes a dtype of another size, one of NumPy's own, and an unknown name are refused."""
     ids = stored("bfloat16")
     for dtype, text in (
@@ -243,9 +243,7 @@ def test_bytes_that_do_not_fit_the_dtype(stored: Callable, tmp_path: Path) -> No
             Loader(ids, None, 8, data_dir=tmp_path, dtype=dtype, workers=0)
 
 
-def test_a_worker_of_plain_files_imports_neither(
-    stored: Callable, tmp_path: Path, workers: Callable[[], list[psutil.Process]]
-) -> None:
+def test_a_worker_of_plain_files_is_lean(stored: Callable, tmp_path: Path, workers: Callable[[], list[psutil.Process]]) -> None:
     """A worker that reads files as they are stored loads neither NumPy nor ml_dtypes."""
     ids = stored("bfloat16")
     with Loader(ids, None, 8, data_dir=tmp_path, dtype="bfloat16", workers=1) as loader:
@@ -255,7 +253,7 @@ def test_a_worker_of_plain_files_imports_neither(
     assert [name for name in ("numpy", "ml_dtypes") if f"/{name}/" in mapped] == []
 
 
-def test_ml_dtypes_is_imported_for_those_who_ask(folder: Callable, script: Callable) -> None:
+def test_ml_dtypes_is_imported_only_if_needed(folder: Callable, script: Callable) -> None:
     """ml_dtypes is imported only for its own dtypes; if it is not installed, such a dtype is an error that names it."""
     code = """
 sys.modules["ml_dtypes"] = None  # importing it fails

@@ -102,7 +102,7 @@ def test_one_request_an_object(proxy: Proxy) -> None:
     assert [request.headers["range"] for request in proxy.requests] == ["bytes=320-463", "bytes=176-223"]
 
 
-def test_what_is_not_there_is_named(proxy: Proxy) -> None:
+def test_missing_objects_and_buckets_are_named(proxy: Proxy) -> None:
     """The error for a missing object or bucket has its URL and S3's code."""
     source = reader(Npy(files(proxy)), IDS)
     with pytest.raises(SampleError, match=r"s3://bucket/data/none\.npy: expected the file, found 404 Not Found \(NoSuchKey\)$"):
@@ -171,7 +171,7 @@ def test_signatures_are_those_of_botocore(proxy: Proxy) -> None:
     assert signed(proxy.requests[-1])["x-amz-request-payer"] == "requester"
 
 
-def test_credentials_are_found_anew_before_they_expire(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_credentials_are_renewed_before_they_expire(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
     """Credentials are renewed before they expire, and when the server answers that they have expired."""
     found = iter(
         [Keys("first", "s", "t", time.time() + 1), Keys("second", "s", "t", time.time() + 9999), Keys("third", "s", "t")]
@@ -248,7 +248,7 @@ def test_any_file_system_of_fsspec(tmp_path: Path) -> None:
     assert sorted(Remote(url).store.names()) == sorted(f"{id}.npy" for id in ids)
 
 
-def test_file_systems_that_are_none() -> None:
+def test_unknown_file_systems_are_refused() -> None:
     """An unknown file system or a missing archive is an error that shows no secret."""
     for url, text in {
         f"nonsense://me:{SECRET}@host/folder?{SECRET}": "nonsense://host/folder?...: ValueError: Protocol not known: nonsense",
@@ -260,7 +260,7 @@ def test_file_systems_that_are_none() -> None:
         assert SECRET not in str(raised.value)
 
 
-def test_what_may_pass_of_any_file_system(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_of_file_systems_are_retried(monkeypatch: pytest.MonkeyPatch) -> None:
     """Any error of fsspec but a missing file is retried, and named when the tries are used up."""
     import fsspec
     from fsspec.implementations.memory import MemoryFileSystem

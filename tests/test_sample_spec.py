@@ -27,7 +27,7 @@ ROWS = [
 
 
 @pytest.mark.parametrize(("given", "first", "shape", "bare_shape"), ROWS)
-def test_a_row(given: dict[str, Any], first: tuple[int, ...], shape: tuple[int, ...], bare_shape: tuple[int, ...]) -> None:
+def test_rows(given: dict[str, Any], first: tuple[int, ...], shape: tuple[int, ...], bare_shape: tuple[int, ...]) -> None:
     """A row has the given shape and dtype, or else those of the first sample; at most two shapes of samples fit."""
     row = SampleSpec(**given).row(first, np.dtype(">f4"))
     assert row == RowSpec(shape, bare_shape, np.dtype("f4").str)
@@ -47,19 +47,19 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("given", "shape", "dtype", "text"), REFUSED)
-def test_a_first_sample_that_makes_no_row(given: dict[str, Any], shape: tuple[int, ...], dtype: str, text: str) -> None:
+def test_a_first_sample_that_cannot_be_a_row(given: dict[str, Any], shape: tuple[int, ...], dtype: str, text: str) -> None:
     """A first sample that can't be a row is an error with the shape expected and found."""
     with pytest.raises(FormatError, match=re.escape(text)):
         SampleSpec(**given).row(shape, np.dtype(dtype))
 
 
-def test_a_function_whose_first_array_makes_no_row() -> None:
+def test_a_functions_first_array_that_cannot_be_a_row() -> None:
     """If a function's first array can't be a row, the error names the id and the field."""
     with pytest.raises(FunctionError, match=r"^sample 3, source of field 'y': expected numbers, .* <U4; make them numbers"):
         Loader([3, 4], None, 2, workers=0, source=abs, targets=lambda id: "text")
 
 
-def test_what_is_expected_travels_without_numpy() -> None:
+def test_specifications_are_unpickled_without_numpy() -> None:
     """A row's specification can be unpickled without NumPy."""
     row = SampleSpec.checked(3, 1, np.float32).row((3,), np.dtype("f4"))
     code = "import pickle, sys; print(*pickle.load(sys.stdin.buffer)[:2]); print('numpy' in sys.modules)"

@@ -33,7 +33,7 @@ def test_sizes_of_batches(samples: int, batch_size: int, tail: str, sizes: list[
 
 @pytest.mark.parametrize("shard", [(0, 1), (1, 2)])
 @pytest.mark.parametrize("tail", [Tail.DROP, Tail.KEEP, Tail.WRAP])
-def test_several_batches_at_once_are_those_one_by_one(tail: Tail, shard: tuple[int, int]) -> None:
+def test_several_batches_at_once_equal_those_one_by_one(tail: Tail, shard: tuple[int, int]) -> None:
     """The samples of several batches at once, in any order and of several epochs, are those of each batch by itself."""
     sampler = Sampler(10, 4, shuffle=True, seed=0, tail=tail, shard=Shard(*shard))
     for numbers in ([(0, 0), (0, 1)], [(0, 1), (0, 0)], [(0, 1), (0, 2)], [(0, 0), (1, 1)], [(0, 0), (0, 0), (0, 2)]):

@@ -43,7 +43,7 @@ def reasons(report: ScanReport) -> dict[Any, str]:
 
 
 @pytest.mark.parametrize(("full", "workers"), [(False, 0), (True, 2)])
-def test_all_that_is_damaged_is_named_and_nothing_else(tmp_path: Path, full: bool, workers: int) -> None:
+def test_exactly_the_damaged_files_are_named(tmp_path: Path, full: bool, workers: int) -> None:
     """All damaged files, and no others, are reported with path, what was expected and what was found."""
     cases: list[Any] = [*BAD, *STALLING, *SOUND]
     case: Any
@@ -114,7 +114,7 @@ def test_any_source(tmp_path: Path, kind: str, workers: int) -> None:
         assert len(list(loader)) == len(report.good)
 
 
-def test_samples_that_end_or_hold_up_a_worker(caplog: pytest.LogCaptureFixture) -> None:
+def test_samples_that_kill_or_block_a_worker(caplog: pytest.LogCaptureFixture) -> None:
     """A sample that kills its worker and one that hangs are reported, and all others are checked."""
 
     def deadly(id: int) -> np.ndarray:
@@ -141,7 +141,7 @@ def test_every_sample_may_be_damaged(tmp_path: Path) -> None:
     assert (len(report.damaged), report.good, report.samples, report.complete) == (100, [], 100, True)
 
 
-def test_numbers_that_are_not_finite_are_damage_in_a_full_scan(tmp_path: Path) -> None:
+def test_a_full_scan_reports_nan_and_infinity(tmp_path: Path) -> None:
     """A full scan reports files with numbers that are not finite, and counts these; a scan of headers does not."""
     for name, good in {
         "nan": GOOD.astype("f2"),
@@ -167,7 +167,7 @@ def test_numbers_that_are_not_finite_are_damage_in_a_full_scan(tmp_path: Path) -
     assert rows.keys() == {3}
 
 
-def test_a_scan_of_all_data_finds_casts_that_lose(tmp_path: Path) -> None:
+def test_a_full_scan_reports_numbers_out_of_range(tmp_path: Path) -> None:
     """A full scan reports numbers that the rows' dtype can't hold: 300 beside files of uint8, and 1e300 beside float32."""
     for number in range(8):
         np.save(tmp_path / f"{number}.npy", np.full(3, 300 if number == 5 else 1, "u2" if number == 5 else "u1"))
@@ -215,7 +215,7 @@ JUDGED: list[tuple[list[Kind], SampleSpec, Any, Any, set[Any]]] = [
 ]
 
 
-def test_what_is_expected() -> None:
+def test_the_kind_of_most_files_is_expected() -> None:
     """Without arguments the kind of most files is expected, and each refused kind has a reason."""
     for kinds, given, shapes, dtype, refused in JUDGED:
         expected, judged = judge(kinds, given)
@@ -275,7 +275,7 @@ def test_any_name_a_file_can_have(data: Path, cli: Callable[..., Ran]) -> None:
         (data / f"{name}.npy").unlink()
 
 
-def test_ids(data: Path, tmp_path: Path, cli: Callable[..., Ran]) -> None:
+def test_only_given_ids_are_checked(data: Path, tmp_path: Path, cli: Callable[..., Ran]) -> None:
     """With ``--ids`` only these samples are checked, and missing ones are damaged."""
     put(data / "sub" / "ö.npy", npy(GOOD))
     put(data / "bad.npy", b"")
@@ -314,7 +314,7 @@ def test_good_rows_can_be_trained_on(tmp_path: Path, cli: Callable[..., Ran]) ->
             assert loader.batch(0)[0].tolist() == [0, 1, 2]
 
 
-def test_ids_that_are_no_lines(data: Path, tmp_path: Path, cli: Callable[..., Ran]) -> None:
+def test_ids_that_cannot_be_lines_are_refused(data: Path, tmp_path: Path, cli: Callable[..., Ran]) -> None:
     """Commands refuse to write a list with an id that would be read back as another one, and leave no file behind."""
     put(data / "a\nb.npy", npy(GOOD))
     for words in (["scan", data, "--good", "good.txt"], ["pack", data, "all.npy"]):
@@ -325,7 +325,7 @@ def test_ids_that_are_no_lines(data: Path, tmp_path: Path, cli: Callable[..., Ra
 
 
 @pytest.mark.parametrize("what", ["npz", "images", "hdf5", "rows"])
-def test_other_data_than_npy_files(tmp_path: Path, cli: Callable[..., Ran], what: str) -> None:
+def test_the_kind_of_data_is_detected(tmp_path: Path, cli: Callable[..., Ran], what: str) -> None:
     """The command detects the kind of data by the files' names."""
     place = tmp_path / "data"
     place.mkdir()
@@ -366,7 +366,7 @@ def test_a_mixed_folder_is_pointed_out(tmp_path: Path, cli: Callable[..., Ran]) 
     assert cli("scan", tmp_path, "--dim", "4", "--n-channels", "3", "--dtype", "f8", "--json", "--workers", 0).status == 1
 
 
-def test_what_it_prints(data: Path, cli: Callable[..., Ran]) -> None:
+def test_output_as_table_and_json(data: Path, cli: Callable[..., Ran]) -> None:
     """The command prints a table, or one JSON object, on standard output, and nothing on standard error."""
     good = cli("scan", "data", "--workers", 0)
     assert (good.status, good.err) == (0, "")
@@ -438,7 +438,7 @@ def in_a_process(*words: object, **options: Any) -> subprocess.CompletedProcess[
     return subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True, check=False, **options)
 
 
-def test_a_terminal_sees_a_bar(data: Path) -> None:
+def test_a_terminal_gets_a_progress_bar(data: Path) -> None:
     """On a terminal there is a progress bar on standard error; standard output has only the result."""
     ours, theirs = pty.openpty()
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm", "COLUMNS": "100"}
@@ -476,7 +476,7 @@ def test_without_rich(data: Path, cli: Callable[..., Ran], monkeypatch: pytest.M
     assert (with_json.status, with_json.json["samples"]) == (0, 5)
 
 
-def test_an_encoding_without_the_letters(data: Path) -> None:
+def test_ascii_output(data: Path) -> None:
     """If the output's encoding is ASCII, the table has only ASCII characters."""
     put(data / "日本.npy", b"")
 
@@ -490,7 +490,7 @@ def test_an_encoding_without_the_letters(data: Path) -> None:
 
 
 @pytest.mark.parametrize("closed", ["<&- >&- 2>&-", "| true"])
-def test_streams_that_are_closed(data: Path, closed: str) -> None:
+def test_closed_streams(data: Path, closed: str) -> None:
     """With streams closed, as by cron or `head`, the exit status is right, and there is no traceback."""
     put(data / "bad.npy", b"")
     words = f"{sys.executable} -m shmgen scan {data} --workers 0 --good good"
@@ -503,7 +503,7 @@ def test_streams_that_are_closed(data: Path, closed: str) -> None:
     assert (data.parent / "good").read_text().splitlines() == [f"good-{number}" for number in range(5)]
 
 
-def test_ctrl_c_ends_it_with_what_was_found(tmp_path: Path) -> None:
+def test_ctrl_c_prints_the_result_so_far(tmp_path: Path) -> None:
     """Ctrl-C ends a scan with exit status 130, the result so far, no traceback, and no worker left."""
     image = pytest.importorskip("PIL.Image")
     image.new("RGB", (40, 30)).save(tmp_path / "good.png")

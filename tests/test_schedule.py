@@ -91,7 +91,7 @@ def test_readers_have_several_tickets_ahead() -> None:
         assert len(tickets) <= 64
 
 
-def test_first_batches_are_cut_fine() -> None:
+def test_the_first_batches_are_cut_into_many_tickets() -> None:
     """Until the first ticket is done, batches are cut into many tickets, so the time of a row is soon known."""
     plan = schedule(slots=4, readers=2, rows=1000, in_flight=2)
     assert len(begin(plan, [BatchId(0, 0)])) == FIRST_TICKETS
@@ -103,7 +103,7 @@ def test_first_batches_are_cut_fine() -> None:
     assert first.stop - first.start == FIRST_ROWS
 
 
-def test_a_row_that_is_left_out_counts_as_read() -> None:
+def test_a_row_left_out_of_a_retry_counts_as_read() -> None:
     """A row left out of a retry counts as done: the batch becomes ready, with all of its rows done."""
     plan = schedule(slots=4, readers=1, rows=4)
     [ticket] = begin(plan, [BatchId(0, 0)])
@@ -129,7 +129,7 @@ def test_a_batch_is_ready_when_its_last_ticket_is() -> None:
     assert plan.ticket(tickets[0].id) is None
 
 
-def test_in_flight_bounds_what_is_read_ahead_but_not_what_is_demanded() -> None:
+def test_in_flight_limits_read_ahead_but_not_requests() -> None:
     """Read-ahead starts at most ``in_flight`` batches; batches that a request waits for are started anyway, and first."""
     plan = schedule(slots=4, in_flight=2)
     assert plan.runs_low
@@ -180,7 +180,7 @@ def test_all_slots_are_filled_while_no_batch_is_waited_for() -> None:
     assert not plan.is_unhurried
 
 
-def test_what_was_read_in_vain_gives_way() -> None:
+def test_unwanted_batches_give_up_their_slots() -> None:
     """If all slots are full, a new batch takes the slot of one no longer wanted; batches still wanted are kept."""
     plan = schedule(slots=2)
     read(plan, begin(plan, [], batches()))
@@ -189,7 +189,7 @@ def test_what_was_read_in_vain_gives_way() -> None:
     assert ready(plan, BatchId(0, 0)) is None
 
 
-def test_no_more_gives_way_than_is_needed() -> None:
+def test_no_more_batches_are_given_up_than_needed() -> None:
     """Batches that were read ahead stay while there are free slots for the wanted ones; they may be wanted later."""
     plan = schedule(slots=4, in_flight=2)
     read(plan, begin(plan, [], batches()))
@@ -204,7 +204,7 @@ def test_no_more_gives_way_than_is_needed() -> None:
     assert numbers(begin(plan, [], batches(7))) == [10]
 
 
-def test_what_is_discarded_is_read_again() -> None:
+def test_a_cancelled_batch_is_read_again_on_request() -> None:
     """A batch that was cancelled is read again on request; its old slot is free when its last ticket is done."""
     plan = schedule(slots=2)
     tickets = begin(plan, [], [BatchId(0, 0), BatchId(0, 1)])
@@ -238,7 +238,7 @@ def test_a_failed_ticket_fails_its_batch_once() -> None:
     assert plan.slots[slot].error is None
 
 
-def test_more_slots() -> None:
+def test_adding_slots() -> None:
     """If all slots are leased, nothing is read until slots are added, which have the next numbers."""
     plan = schedule(slots=1)
     read(plan, begin(plan, [], [BatchId(0, 0)]))
@@ -255,7 +255,7 @@ def test_more_slots() -> None:
     assert repr(plan) == "slots [free, filling 0:2, filling 0:1]"
 
 
-def test_a_slot_that_is_read_in_vain_can_be_leased_soon() -> None:
+def test_the_slot_of_a_cancelled_batch_can_be_leased_soon() -> None:
     """While a cancelled batch is still being read, its slot counts as one that can be leased soon."""
     plan = schedule(slots=1)
     tickets = begin(plan, [], [BatchId(0, 0)])
@@ -265,7 +265,7 @@ def test_a_slot_that_is_read_in_vain_can_be_leased_soon() -> None:
     assert plan.can_lease
 
 
-def test_work_is_given_out_in_portions() -> None:
+def test_read_ahead_starts_in_portions() -> None:
     """Read-ahead starts no batch before half of ``in_flight`` is free; a batch that a request waits for starts at once."""
     plan = schedule(slots=8, readers=1, in_flight=4, rows=1)
     tickets = begin(plan, [], batches())
@@ -279,7 +279,7 @@ def test_work_is_given_out_in_portions() -> None:
 
 @pytest.mark.parametrize("singly", [False, True])
 @pytest.mark.parametrize("alone", [False, True])
-def test_a_ticket_is_read_once_more(singly: bool, alone: bool) -> None:
+def test_a_ticket_is_retried_whole_or_row_by_row(singly: bool, alone: bool) -> None:
     """A ticket is read again whole or row by row, under new numbers; then its batch is ready."""
     plan = schedule(slots=1, readers=2, rows=6)
     one, *others = begin(plan, [], batches())
@@ -297,7 +297,7 @@ def test_a_ticket_is_read_once_more(singly: bool, alone: bool) -> None:
     assert ready(plan, BatchId(0, 0)) == 0
 
 
-def test_what_is_read_once_more_comes_before_what_was_not_given_out_yet() -> None:
+def test_retries_come_before_new_tickets() -> None:
     """A ticket to be read again comes first, since the other tickets of its batch have been read."""
     plan = schedule(slots=2, readers=1, rows=256)
     [first, *_] = begin(plan, [BatchId(0, 0)])
@@ -318,7 +318,7 @@ def test_a_ticket_is_wanted_while_its_batch_is_in_its_slot() -> None:
     assert plan.wants(other)
 
 
-def test_a_ticket_that_was_interrupted_is_read_anew_with_its_batch() -> None:
+def test_an_aborted_ticket_restarts_its_batch() -> None:
     """If a ticket is aborted, its whole batch is read again, with the rows that were done."""
     plan = schedule(slots=2, rows=2)
     one, two = begin(plan, [], [BatchId(0, 0)])
@@ -330,7 +330,7 @@ def test_a_ticket_that_was_interrupted_is_read_anew_with_its_batch() -> None:
     assert ready(plan, BatchId(0, 0)) is not None
 
 
-def test_a_slot_that_may_yet_be_written_to_is_lost() -> None:
+def test_a_slot_that_a_hung_worker_may_write_to_is_lost() -> None:
     """A slot that a hung worker may still write to is given up; its batch is read again in another slot."""
     plan = schedule(slots=2, rows=2, in_flight=1)
     one, two = begin(plan, [], [BatchId(0, 0)])
@@ -372,7 +372,7 @@ def test_batches_are_cut_by_the_time_that_rows_take() -> None:
     assert counts == [64 // FIRST_ROWS, 1, 1, 2]
 
 
-def test_a_batch_that_says_itself_that_it_is_read() -> None:
+def test_a_batch_is_ready_once_its_sheet_marks_all_rows() -> None:
     """A batch whose sheet marks all rows as read is handed out before its reports arrive; these change nothing then."""
     read_in: set[int] = set()
     plan = Plan(2, 2, lambda _: 4, in_flight=8, is_read=lambda slot, rows: slot in read_in and rows == 4)

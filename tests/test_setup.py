@@ -53,7 +53,7 @@ def test_setup_that_fails_is_an_error_of_the_start() -> None:
 
 
 @pytest.mark.parametrize(("workers", "of"), [(0, "row"), (2, "sample")])
-def test_a_transform_that_asks_for_the_epoch_gets_it(workers: int, of: str) -> None:
+def test_a_transform_may_have_a_parameter_epoch(workers: int, of: str) -> None:
     """A transform with a parameter ``epoch`` gets the epoch's number."""
 
     def of_row(x: np.ndarray, rng: Any, epoch: int = -1) -> np.ndarray:

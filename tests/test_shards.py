@@ -32,7 +32,7 @@ def together(parts: list[list[list[np.ndarray]]]) -> list[list[bytes]]:
 
 
 @pytest.mark.parametrize(("tail", "shuffle"), [("drop", True), ("wrap", True), ("wrap", False), ("pad", True)])
-def test_ranks_have_together_what_one_has_alone(tail: str, shuffle: bool) -> None:
+def test_all_ranks_together_equal_a_single_process(tail: str, shuffle: bool) -> None:
     """All ranks together have the batches of a single process, with its random numbers and weights; each has as many rows."""
     options: dict[str, Any] = {"tail": tail, "shuffle": shuffle}
     alone = epoch_of(made(**options))
@@ -57,7 +57,7 @@ def test_a_pass_has_every_sample(tail: str) -> None:
 
 
 @pytest.mark.parametrize("world", [1, 2, 6])
-def test_padded_rows_weigh_nothing_and_the_mean_is_exact(world: int) -> None:
+def test_padded_rows_have_weight_0_and_the_mean_is_exact(world: int) -> None:
     """With ``tail="pad"`` a weighted mean over all rows is the mean over the samples; the user's weights are multiplied."""
     given = {number: 0.5 + number for number in range(N)}
     for weights in (None, given):
@@ -78,13 +78,13 @@ def test_a_whole_last_batch_needs_no_padding() -> None:
     assert (weights == before).all()
 
 
-def test_a_batch_that_is_read_again_is_weighed_once() -> None:
+def test_a_batch_requested_again_has_the_same_weights() -> None:
     """A padded batch that is requested again has the same weights."""
     with made(tail="pad") as loader:
         assert [as_bytes(loader.batch(3)[2:]) for _ in range(3)][1:] == [as_bytes(loader.batch(3)[2:])] * 2
 
 
-def test_weights_that_are_no_floats_cannot_pad() -> None:
+def test_int_weights_are_refused_with_tail_pad() -> None:
     """Weights of an int dtype are refused with ``tail="pad"``, which multiplies weights by fractions."""
     weights = Function(lambda id: np.int64(1), (), None, "int64")
     with pytest.raises(
@@ -115,7 +115,7 @@ def test_replacements_are_the_same_on_any_number_of_ranks() -> None:
 
 
 @pytest.mark.parametrize("tail", ["drop", "wrap", "pad"])
-def test_any_number_of_ranks_goes_on(tail: str) -> None:
+def test_any_number_of_ranks_resumes(tail: str) -> None:
     """All ranks have the same state, and any number of ranks resumes from it: here 4, 1 and 2 after 3."""
     whole = [as_bytes(batch) for batch in epoch_of(made(tail=tail))]
     states = []
@@ -149,13 +149,13 @@ def test_any_number_of_ranks_goes_on(tail: str) -> None:
         ({"shard": (0, 2), "ids": range(9)}, "expected at least 12 ids, found 9; give more, .* or tail='wrap'"),
     ],
 )
-def test_what_cannot_be_shared_is_refused(options: dict[str, Any], expected: str) -> None:
+def test_options_without_equal_shards_are_refused(options: dict[str, Any], expected: str) -> None:
     """Options that make no equal shards are refused before anything is read, with a remedy."""
     with pytest.raises(InputError, match=expected):
         computed(batch_size=BATCH, **options)
 
 
-def test_the_batch_size_is_that_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batch_size_counts_the_rows_of_all_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     """``batch_size`` counts the rows of all ranks; a batch has those of this rank, which ``shard="auto"`` finds out."""
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "3")

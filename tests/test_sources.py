@@ -77,14 +77,14 @@ def test_fortran_order_is_refused_with_the_remedy(tmp_path: Path) -> None:
         pytest.param(np.array(["a", "b"]), "expected numbers, found dtype <U1", id="text"),
     ],
 )
-def test_files_that_hold_no_rows(tmp_path: Path, array: np.ndarray, text: str) -> None:
+def test_files_without_rows_are_refused(tmp_path: Path, array: np.ndarray, text: str) -> None:
     """A file without rows of numbers is refused with its path when the loader is made."""
     np.save(tmp_path / "big.npy", array)
     with pytest.raises(InputError, match=rf"big\.npy: .*{text}"):
         Loader([0], None, 1, source=NpyRows(tmp_path / "big.npy"))
 
 
-def test_a_missing_file(tmp_path: Path) -> None:
+def test_a_missing_file_of_rows(tmp_path: Path) -> None:
     """A missing file of rows is named by its path, without advice about data_dir."""
     with pytest.raises(InputError, match=r"none\.npy: expected a file, found none") as caught:
         Loader([0], None, 1, source=NpyRows(tmp_path / "none.npy"))
@@ -107,7 +107,7 @@ class Frame:
 STR = ["a", "b", "c", "d"]
 
 
-def test_values_of_what_is_looked_up_by_label() -> None:
+def test_data_frame_columns_are_looked_up_by_id() -> None:
     """A column of a data frame is looked up by id, like a mapping."""
     for ids, values in ((STR, dict(zip("abcd", (3, 1, 4, 1), strict=True))), ([5, 0, 2, 0], {5: 3, 0: 1, 2: 4})):
         frame: Any = Frame(values)
@@ -129,7 +129,7 @@ def test_values_of_what_is_looked_up_by_label() -> None:
         pytest.param([3, 1, 4, 1], {"n_classes": 5, "dtype": "u1"}, "uint8", (5,), id="one-hot-bytes"),
     ],
 )
-def test_values_rows(values: Any, options: dict[str, Any], dtype: str, shape: tuple[int, ...]) -> None:
+def test_dtypes_and_shapes_of_values(values: Any, options: dict[str, Any], dtype: str, shape: tuple[int, ...]) -> None:
     """Without a dtype, values become int64 or float32; they may be scalars, vectors or arrays, or become one-hot rows."""
     with Loader(STR, None, 2, inputs=Values(values, **options), shuffle=False, workers=0) as loader:
         found = np.concatenate([X for (X,) in loader])
@@ -161,7 +161,7 @@ def test_values_rows(values: Any, options: dict[str, Any], dtype: str, shape: tu
         pytest.param([1, 2, 5, 4], {"n_classes": 5}, "id 'c', field 'age': expected an int from 0 to 4, found 5", id="class"),
     ],
 )
-def test_values_that_are_mistakes(values: Any, options: dict[str, Any], text: str) -> None:
+def test_unconvertible_values_are_named(values: Any, options: dict[str, Any], text: str) -> None:
     """A value that can't be converted exactly is an error of the constructor that names id and field."""
     with pytest.raises(InputError, match=text):
         Loader(STR, None, 2, inputs={"age": Values(values, **options)})
@@ -184,7 +184,7 @@ def filled(id: int, row: Any) -> None:
         pytest.param(lambda n, k=2: np.full(2, k * n // k), {}, "int64", (2,), id="default-argument"),
     ],
 )
-def test_functions_rows(function: Any, options: dict[str, Any], dtype: str, shape: tuple[int, ...]) -> None:
+def test_dtypes_and_shapes_of_functions(function: Any, options: dict[str, Any], dtype: str, shape: tuple[int, ...]) -> None:
     """Rows have the given shape and dtype, or else those of the first array; a function of two arguments fills the row."""
     for given in ({"inputs": Function(function, **options)}, {"source": function, **options}):
         with Loader(range(1, 5), None, 2, shuffle=False, workers=0, **given) as loader:
@@ -193,14 +193,14 @@ def test_functions_rows(function: Any, options: dict[str, Any], dtype: str, shap
         assert (found.reshape(4, -1) == np.arange(1, 5)[:, None]).all()
 
 
-def test_a_function_that_fills_must_be_told_its_row() -> None:
+def test_a_filling_function_requires_dim_and_dtype() -> None:
     """A function that fills rows is refused, by name and without a call, unless dim and dtype are given."""
     for options in ({}, {"dim": 2}, {"dtype": "f4"}, {"n_channels": 2, "dtype": "f4"}):
         with pytest.raises(InputError, match=r"function '?filled'? fills a row that it is given: say its dim and dtype"):
             Loader(range(4), None, 2, source=filled, **options)
 
 
-def test_a_function_is_called_once_in_the_calling_process_to_learn() -> None:
+def test_a_function_is_called_once_in_the_main_process() -> None:
     """The main process calls a function once, for the first id, and not at all if shape and dtype are given."""
     called: list[int] = []
 
@@ -242,7 +242,7 @@ def test_a_source_of_the_users_own(workers: int) -> None:
     assert not source.opened
 
 
-def test_a_source_that_fills_many_at_once() -> None:
+def test_fill_gets_all_ids_of_a_ticket() -> None:
     """A source with `fill` gets all ids of a ticket in one call, in place of calls of `read`."""
 
     class Many(Source):
@@ -280,7 +280,7 @@ def test_a_source_that_cannot_be_opened(workers: int) -> None:
     assert "in open" in str(caught.value)
 
 
-def test_a_source_that_promises_no_numbers() -> None:
+def test_a_source_of_no_elements_or_no_numbers_is_refused() -> None:
     """A source whose shape has no elements, or whose dtype is not of numbers, is refused with the field's name."""
 
     class Odd(Source):

@@ -81,7 +81,7 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize(("args", "options", "text"), MISTAKES)
-def test_mistakes(args: Any, options: Any, text: str) -> None:
+def test_wrong_arguments_are_refused(args: Any, options: Any, text: str) -> None:
     """Each mistake is an error with what was expected and found."""
     with pytest.raises(InputError, match=text):
         split(*args, **options)

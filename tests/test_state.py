@@ -24,7 +24,7 @@ def in_order(data: DataSet, **options: Any) -> Loader:
     return Loader(data.ids, data.labels, 4, shuffle=False, source=reader(data), **options)
 
 
-def test_a_batch_is_seen_from_its_reading_to_its_end(folder: Callable[..., DataSet]) -> None:
+def test_the_state_shows_a_batch_from_reading_to_release(folder: Callable[..., DataSet]) -> None:
     """A batch's slot is leased while a view of it exists, and then free at once; epochs are counted."""
     with in_order(folder(N)) as loader:
         assert loader.state.epoch == 0
@@ -46,7 +46,7 @@ def test_a_batch_is_seen_from_its_reading_to_its_end(folder: Callable[..., DataS
         assert loader.state.epoch == 1
 
 
-def test_a_request_that_waits_is_seen(folder: Callable[..., DataSet], workers: Callable[..., Any]) -> None:
+def test_the_state_shows_waiting_requests_and_samples(folder: Callable[..., DataSet], workers: Callable[..., Any]) -> None:
     """The state shows how many requests wait, and which worker reads which sample; it is a snapshot."""
     data = folder(N)
     data.fifo(6)
@@ -68,7 +68,7 @@ def test_a_request_that_waits_is_seen(folder: Callable[..., DataSet], workers: C
             state.waiting = 3  # type: ignore[misc]
 
 
-def test_a_source_that_does_not_say_where_it_is(folder: Callable[..., DataSet]) -> None:
+def test_the_state_shows_the_first_sample_of_a_fill(folder: Callable[..., DataSet]) -> None:
     """If a source fills many rows in one call, the first sample is shown for all, and none when the batch is read."""
     data = folder(N)
     flag = str(data.path / "go-on")
@@ -88,7 +88,7 @@ def test_a_source_that_does_not_say_where_it_is(folder: Callable[..., DataSet]) 
         wait_until(lambda: loader.state.workers[0].reading == (), "the worker is at no sample")
 
 
-def test_a_closed_loader_has_nothing(folder: Callable[..., DataSet]) -> None:
+def test_a_closed_loader_has_no_slots_and_workers(folder: Callable[..., DataSet]) -> None:
     """A closed loader has no slots and no workers, even if a view of a batch exists."""
     loader = in_order(folder(N), workers=1)
     held = loader.batch(0)
@@ -99,7 +99,7 @@ def test_a_closed_loader_has_nothing(folder: Callable[..., DataSet]) -> None:
     del held
 
 
-def test_a_function_in_the_calling_process_sees_its_own_request() -> None:
+def test_the_state_during_a_function_in_process() -> None:
     """With ``workers=0`` a function may look at the state: its request waits, but does not hold the lock."""
     seen: list[LoaderState] = []
     loader: Loader = computed(transform=lambda x, rng: seen.append(loader.state), workers=0)

@@ -155,7 +155,7 @@ SITUATIONS = {
 
 @pytest.mark.usefixtures("served")  # started before the test, so that it is no leftover of it
 @pytest.mark.parametrize(("situation", "verdict"), SITUATIONS.items())
-def test_the_verdict_of_a_situation(
+def test_verdicts_of_real_situations(
     situation: str, verdict: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each real situation gets its own verdict; the advice tells functions that wait from functions that compute."""
@@ -212,7 +212,7 @@ FIGURES: list[tuple[dict[str, float], str]] = [
 
 
 @pytest.mark.parametrize(("change", "verdict"), FIGURES)
-def test_the_verdict_by_its_figures(change: dict[str, Any], verdict: str) -> None:
+def test_verdicts_change_at_their_limits(change: dict[str, Any], verdict: str) -> None:
     """The verdict changes at each limit, has its advice, and is that of the last epoch if that is long enough."""
     computes = Stats(100, workers=2, slots=8, elapsed=10.0, batch_wait=5.0, busy=20.0, cpu=20.0, capacity=20.0)
     seen = replace(computes, **change)
@@ -225,7 +225,7 @@ def test_the_verdict_by_its_figures(change: dict[str, Any], verdict: str) -> Non
     assert replace(computes, epoch=seen).verdict == (verdict if verdict != "unknown" else "worker-bound")
 
 
-def test_what_auto_chooses() -> None:
+def test_stats_show_the_numbers_that_auto_chooses() -> None:
     """The stats say which numbers the loader chooses itself."""
     cases: list[tuple[dict[str, Any], tuple[str, ...]]] = [
         ({"workers": "auto"}, ("workers",)),
@@ -240,7 +240,7 @@ def test_what_auto_chooses() -> None:
             assert f"workers: {loader.stats.workers}" in loader.stats.report()
 
 
-def test_the_start_stands_apart() -> None:
+def test_startup_counts_apart() -> None:
     """The time until the first batch is ``startup``, and counts neither as waiting nor in the rate."""
     stats = epochs(made(source=slow_to_open()))
     assert stats.startup > 0.4
@@ -251,7 +251,7 @@ def test_the_start_stands_apart() -> None:
     assert f"first batch after {stats.startup:.1f} s" in stats.report()
 
 
-def test_the_last_epoch_stands_beside_all(clock: Clock) -> None:
+def test_stats_of_the_last_epoch_and_of_all(clock: Clock) -> None:
     """Time between epochs, such as a validation, counts in the stats of all epochs, but not in those of the last epoch."""
     with made(transform=blocks(0.01)) as loader:
         list_of_first = [len(X) for (X,) in loader]
@@ -274,7 +274,7 @@ def test_the_last_epoch_stands_beside_all(clock: Clock) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_the_time_of_functions_is_theirs(folder: Callable, workers: int) -> None:
+def test_time_in_functions_counts_apart(folder: Callable, workers: int) -> None:
     """Time in the user's functions is counted apart from reading: zero without functions, nearly all with slow ones."""
     data = folder(N)
     without = epochs(of_files(data, workers=workers))
@@ -288,7 +288,7 @@ def test_the_time_of_functions_is_theirs(folder: Callable, workers: int) -> None
     assert "in your functions" in waits.report()
 
 
-def test_readers_that_wait_for_their_turn(folder: Callable) -> None:
+def test_waits_for_a_turn_count_apart(folder: Callable) -> None:
     """A worker calls one function at a time; the time that its other readers wait for their turn is counted apart."""
     stats = epochs(of_files(folder(N), workers=1, reads=4, transform=blocks(0.005)))
     assert stats.function_wait > stats.function / 3
@@ -313,7 +313,7 @@ def test_stats_are_a_snapshot(folder: Callable) -> None:
     assert loader.stats == closed
 
 
-def test_a_stretch_of_time() -> None:
+def test_stats_since_earlier_stats() -> None:
     """`since` gives the counts, fractions and decisions of the time after earlier stats, and the latest number of workers."""
     first, second = Decision(3.0, 2, 1, "why"), Decision(12.0, 3, 8, "why not")
     earlier = Stats(10, 80, 8000, 5.0, 1.0, 0.5, 1, 1, 2, 2, 1, 9.0, 8.0, (first,), capacity=10.0)
@@ -331,7 +331,7 @@ def test_a_stretch_of_time() -> None:
     assert "after 12.0 s 3 workers, 8 reads each: why not" in seen.report()
 
 
-def test_what_a_meter_counts() -> None:
+def test_counts_of_a_meter() -> None:
     """Waiting and work before the first batch count as startup; time before an epoch's first request is in no epoch."""
     meter = Meter(0.0, 2, 10)
     meter.begin_epoch(0, 1.0, Stats())
@@ -349,7 +349,7 @@ def test_what_a_meter_counts() -> None:
     assert meter.stats(TimeSpent(9.0, 7.0)).epoch == Stats(1, 4, 40, elapsed=1.0, busy=1.0, cpu=1.0, capacity=3.0)
 
 
-def test_no_time_at_all() -> None:
+def test_stats_of_no_time() -> None:
     """Stats since now have zero counts and fractions, and a report."""
     seen = (stats := Stats(10, 80, 8000, 5.0, 1.0, 0.5, 1, 1, 2, workers=2, busy=9.0, cpu=8.0)).since(stats)
     assert seen == IDLE
@@ -357,7 +357,7 @@ def test_no_time_at_all() -> None:
     assert "verdict: unknown: no batch was delivered" in seen.report()
 
 
-def test_a_report_tells_of_what_went_wrong() -> None:
+def test_a_report_lists_restarts_replacements_and_growth() -> None:
     """The report tells of restarts, replaced samples and added slots, if there were any."""
     report = replace(IDLE, restarts=2, replaced=3, grown=4).report()
     assert "2 workers replaced" in report

@@ -74,7 +74,7 @@ def test_a_stopped_worker_changes_no_byte(folder: Callable, workers: Callable, c
 
 
 @pytest.mark.parametrize("timeout", [None, float("inf")])
-def test_without_a_timeout_who_waits_waits(folder: Callable, timeout: float | None) -> None:
+def test_without_a_timeout_a_request_waits_for_ever(folder: Callable, timeout: float | None) -> None:
     """Without a timeout a request waits until the read ends, however late, or another thread closes the loader."""
     data = folder(N)
     with in_order("function", data, workers=1, timeout=timeout) as loader:
@@ -109,7 +109,7 @@ def test_a_slow_start_blames_no_sample(folder: Callable) -> None:
         assert loader.stats.restarts == 0
 
 
-def test_in_process_there_is_no_timeout(folder: Callable) -> None:
+def test_no_timeout_in_process(folder: Callable) -> None:
     """With ``workers=0`` there is no timeout, since the main process can't give up its own reads."""
     data = folder(N)
     with in_order("function", data, workers=0, timeout=1e-9) as loader:
@@ -117,7 +117,7 @@ def test_in_process_there_is_no_timeout(folder: Callable) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:batches of a loader")
-def test_another_threads_batches_do_not_put_off_the_end(folder: Callable) -> None:
+def test_other_threads_batches_do_not_extend_a_timeout(folder: Callable) -> None:
     """A request whose read hangs ends in time, although another thread gets batch after batch meanwhile."""
     data = folder(N)
     data.fifo(9)
@@ -145,7 +145,7 @@ loader.close()
 """
 
 
-def test_a_parent_that_was_stopped_blames_none(folder: Callable, script: Callable) -> None:
+def test_a_stop_of_the_program_blames_no_sample(folder: Callable, script: Callable) -> None:
     """If the whole program was stopped for longer than ``timeout``, as by Ctrl-Z, a read can still end afterwards."""
     data = folder(N)
     data.fifo(9)

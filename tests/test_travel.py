@@ -89,7 +89,7 @@ def check_tenfold(functions: dict[str, Callable[..., Any]]) -> None:
                 np.testing.assert_array_equal(rows, 10.0 * np.arange(N)[:, None] * np.ones(3), name)
 
 
-def test_functions_travel(module: Callable) -> None:
+def test_functions_are_sent_to_workers(module: Callable) -> None:
     """A worker can call functions of all kinds as sources, and a closure as a transform."""
     functions = travellers(module(OF_A_MODULE))
     assert all(one.__class__.__module__ != __name__ or "<locals>" in type(one).__qualname__ for one in functions.values())
@@ -98,7 +98,7 @@ def test_functions_travel(module: Callable) -> None:
     np.testing.assert_array_equal(found, 10.0 * np.arange(N)[:, None] * np.ones(3))
 
 
-def test_functions_with_a_cache_travel(module: Callable) -> None:
+def test_functions_with_a_cache_are_sent(module: Callable) -> None:
     """Functions with functools.lru_cache are sent with its settings; each worker has a cache of its own."""
     own = module(OF_A_MODULE)
     factor = 10
@@ -165,7 +165,7 @@ say("ended")
 """
 
 
-def test_functions_of_a_script_without_guard_and_of_a_notebook_cell(folder: Callable, script: Callable) -> None:
+def test_functions_of_scripts_and_notebook_cells(folder: Callable, script: Callable) -> None:
     """Functions of ``__main__`` are sent with the globals that they use, and no worker runs the script again."""
     run = script(UNGUARDED, folder(1))
 
@@ -175,7 +175,7 @@ def test_functions_of_a_script_without_guard_and_of_a_notebook_cell(folder: Call
 
 
 @pytest.mark.parametrize("role", ["own-source", "transform-of-a-field", "transform-of-the-sample"])
-def test_what_cannot_be_sent_is_named(tmp_path: Path, role: str) -> None:
+def test_unpicklable_objects_are_named(tmp_path: Path, role: str) -> None:
     """A function that holds a lock, an open file or a generator is an error that names it and why, unless ``workers=0``."""
     held: Any = threading.Lock()
     named, why = "transform", "'_thread.lock'"
@@ -256,7 +256,7 @@ MANY = 12_100_000
 """Bytes: more than the 10 MB from which a warning is given."""
 
 
-def test_what_is_large_is_warned_of_once() -> None:
+def test_large_data_is_warned_of_once() -> None:
     """Sending much data to workers gives one warning with size, field and remedy, at the caller's line; less gives none."""
 
     def holding(held: Any) -> Callable[..., Any]:
@@ -272,7 +272,7 @@ def test_what_is_large_is_warned_of_once() -> None:
 
 
 @pytest.mark.parametrize(("mode", "order"), [("r", "C"), ("r+", "F")])
-def test_a_mapped_file_travels_as_a_file(tmp_path: Path, mode: Any, order: Any) -> None:
+def test_a_mapped_array_is_mapped_by_the_worker(tmp_path: Path, mode: Any, order: Any) -> None:
     """An array that np.load has mapped is mapped by the worker as well, and not copied."""
     np.save(tmp_path / "big.npy", np.asarray(np.arange(3_000_000.0).reshape(-1, 3), order=order))
     array = np.load(tmp_path / "big.npy", mmap_mode=mode)
@@ -301,7 +301,7 @@ def test_a_mapped_file_is_not_truncated(tmp_path: Path) -> None:
     assert (array[:, 2] > array[:, 0]).all()
 
 
-def test_a_part_of_a_mapped_file_travels_as_bytes(tmp_path: Path) -> None:
+def test_a_part_of_a_mapped_file_is_copied(tmp_path: Path) -> None:
     """A part of a mapped file, or one mapped copy-on-write, whose changes are not in the file, is copied, with a warning."""
     np.save(tmp_path / "big.npy", np.arange(3_000_000.0).reshape(-1, 3))
     for mode, first in ("r", 7), ("c", 0):

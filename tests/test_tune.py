@@ -37,24 +37,24 @@ def seen(rate: float, workers: int, load: float = 1.0, io_wait: float = 0.0) -> 
 RECOMMENDED = [
     # rates of 0, 1, 2, ... workers, in batches a second; step in ms; load and I/O wait of all; recommended number and reason
     pytest.param(
-        [10, 124, 240, 250], 25, 1, 0.9, 1, "1 worker feeds a 25 ms step with 3.1 x to spare; 3 would read 2.0 x", id="1"
+        [10, 124, 240, 250], 25, 1, 0.9, 1, "1 worker feeds a 25 ms step with 3.1 x to spare; 3 would read 2.0 x", id="one"
     ),
     pytest.param([10, 45, 124, 126], 25, 1, 0.9, 2, "3.1 x to spare; more gain nothing: the disk, or network, is", id="disk"),
     pytest.param([10, 45, 60, 61], 25, 1, 0.1, 2, "more gain nothing: the 2 processors are the limit", id="processors"),
     pytest.param([10, 45, 60, 61], 25, 0.5, 0.1, 2, "more gain nothing: the main process takes no more", id="caller"),
     pytest.param([10, 20, 47, 60], 25, 1, 0, 3, "3 workers feed a 25 ms step with 1.5 x to spare; more were not", id="margin"),
-    pytest.param([10, 20, 44, 45], 25, 1, 0, 2, "2 workers feed a 25 ms step with 1.1 x to spare only", id="barely"),
+    pytest.param([10, 20, 44, 45], 25, 1, 0, 2, "2 workers feed a 25 ms step with 1.1 x to spare only", id="little-margin"),
     pytest.param([10, 16, 19, 20], 25, 1, 0, 2, "a 25 ms step can't be fed: with 2 workers a batch takes 52.6 ms", id="too-slow"),
     pytest.param([900, 1800], 25, 1, 0, 0, "without workers, reading adds 4% to a 25 ms step; 1 would read 2.0 x", id="none"),
-    pytest.param([700, 600], 25, 1, 0, 1, "1 worker feeds a 25 ms step with 15.0 x to spare", id="none-would-be-noticed"),
+    pytest.param([700, 600], 25, 1, 0, 1, "1 worker feeds a 25 ms step with 15.0 x to spare", id="too-slow-without-workers"),
     pytest.param([900, 1000, 1900, 1960, 1990], None, 1, 0, 2, "2 workers read 1,900.0 batches a second; more", id="no-step"),
-    pytest.param([999, 80, 100], None, 1, 0, 2, "more were not measured", id="no-step-none-is-no-choice"),
-    pytest.param([999], None, 1, 0, 0, "0 workers read 999.0 batches a second; more were not measured", id="only-none"),
+    pytest.param([999, 80, 100], None, 1, 0, 2, "more were not measured", id="no-step-never-0-workers"),
+    pytest.param([999], None, 1, 0, 0, "0 workers read 999.0 batches a second; more were not measured", id="only-0-measured"),
 ]
 
 
 @pytest.mark.parametrize(("rates", "step_ms", "load", "io_wait", "workers", "why"), RECOMMENDED)
-def test_what_is_recommended(
+def test_recommended_workers(
     rates: list[float], step_ms: float | None, load: float, io_wait: float, workers: int, why: str
 ) -> None:
     """The smallest number of workers that is enough, or as good as the best, is recommended, with the reason."""
@@ -151,7 +151,7 @@ def costly(cost: Callable[[], None]) -> Source:
 
 
 @pytest.mark.usefixtures("two_rounds")
-def test_what_computes_takes_processors() -> None:
+def test_computing_samples_take_processors() -> None:
     """For samples that compute, the measured processors match the samples' time, and I/O wait is low."""
     tuning = tune(range(64), batch_size=2, source=costly(compute), slots=4, workers=[1, 2], seconds=SECONDS)
 
@@ -166,7 +166,7 @@ def test_what_computes_takes_processors() -> None:
 
 
 @pytest.mark.usefixtures("two_rounds")
-def test_what_a_measurement_holds(folder: Callable) -> None:
+def test_numbers_of_a_measurement(folder: Callable) -> None:
     """A measurement's numbers are consistent; every second round is in reverse order; progress counts the measurements."""
     data = folder(BATCH * 10, (64, 64))
     told: list[tuple[int, int, str]] = []
@@ -198,7 +198,7 @@ def test_what_a_measurement_holds(folder: Callable) -> None:
 
 
 @pytest.mark.usefixtures("two_rounds")
-def test_only_what_can_be_read_soon_is_measured() -> None:
+def test_only_a_part_of_slow_data_is_measured() -> None:
     """Of slow data only a part, in whole batches, is measured; ``cold`` gives a remark if the files are unknown."""
     tuning = tune(range(400), batch_size=2, source=costly(sleep), workers=[1], seconds=0.05, cold=True)
 
@@ -250,7 +250,7 @@ def test_a_single_batch(folder: Callable) -> None:
 
 
 @pytest.mark.usefixtures("two_rounds")
-def test_a_framework_that_workers_import_is_said_once(
+def test_a_framework_in_workers_is_remarked_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """If workers import a framework, there is one remark, and no warning of each measured loader."""
@@ -310,7 +310,7 @@ def test_the_command_line(folder: Callable, tmp_path: Path, cli: Callable[..., R
     assert f" workers={chosen}: " in " ".join(done.out.split())
 
 
-def test_numbers_are_never_broken_into_lines(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_never_breaks_a_number(capsys: pytest.CaptureFixture[str]) -> None:
     """The table never breaks a number, even with the columns for cold files: only titles are broken."""
     measured = [replace(seen(12_345.6 * n + 1, n, io_wait=1.0), cold=cold) for cold in (False, True) for n in range(2)]
     print_tuning(Tuning(1, "because", None, 64, 64, 64, 2.0, tuple(measured), ()), "data")

@@ -19,7 +19,7 @@ EXTRAS = {
 """The extras of users, and the groups of developers."""
 
 
-def test_pins_are_plain() -> None:
+def test_pins_are_unique_and_public() -> None:
     """Each pin is a name that occurs once, and a public version."""
     pinned = [Requirement(pin) for pin in PINS]
     assert len({canonicalize_name(one.name) for one in pinned}) == len(pinned)
@@ -28,7 +28,7 @@ def test_pins_are_plain() -> None:
         assert line == f"{one.name}=={Version(version.version).public}"
 
 
-def test_what_is_installed_is_pinned() -> None:
+def test_installed_packages_are_pinned() -> None:
     """Each package of the dependencies and extras is pinned, to a version within its bounds."""
     pins = {canonicalize_name(one.name): one.specifier for one in map(Requirement, PINS)}
     extras = [one for name, wanted in EXTRAS.items() if name != "fuzz" for one in wanted]

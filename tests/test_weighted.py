@@ -71,7 +71,7 @@ def test_what_is_drawn_is_shuffled() -> None:
     assert not any(np.array_equal(rows[0, 0], other) for key, other in rows.items() if key != (0, 0))
 
 
-def test_any_part_is_that_of_the_whole() -> None:
+def test_any_part_equals_that_part_of_the_whole() -> None:
     """Any part of an epoch can be computed by itself, so resumed runs and ranks draw the same as a whole run."""
     weights = np.random.default_rng(1).random(70_000)
     order = WeightedOrder(WeightTable(weights), 0, 0)
@@ -135,7 +135,7 @@ def test_a_loader_draws_by_weight() -> None:
     assert epochs == [WeightedOrder(table, 0, epoch).part(0, 40).tolist() for epoch in range(3)]
 
 
-def test_a_sample_that_comes_again_is_changed_in_another_way() -> None:
+def test_repeated_draws_are_transformed_differently() -> None:
     """A transform's random numbers depend on the position, so a sample drawn several times is changed differently each time."""
     options: dict[str, Any] = {"sampling_weights": [1.0] + [0.0] * 23, "transform": lambda x, rng: x + rng.random()}
     values = rows(computed(**options), 1)[:, 0]
@@ -161,7 +161,7 @@ def test_weights_in_any_form(given: Any) -> None:
         assert labels(loader) == labels(other)
 
 
-def test_a_resumed_run_draws_what_was_left() -> None:
+def test_a_resumed_run_has_the_remaining_draws() -> None:
     """A run resumes with the remaining draws, also with another batch size; with other weights the state is refused."""
     with loader_of(workers=0) as loader:
         whole = labels(loader, 2)
@@ -182,7 +182,7 @@ def test_a_resumed_run_draws_what_was_left() -> None:
             loader.load_state_dict(state)
 
 
-def test_a_damaged_sample_is_replaced_by_another_that_was_drawn() -> None:
+def test_a_damaged_sample_is_replaced_by_a_drawn_one() -> None:
     """A damaged sample is replaced by a drawn one wherever it comes, and in the same way in every run."""
 
     def read(id: str) -> np.ndarray:
@@ -203,7 +203,7 @@ def test_a_damaged_sample_is_replaced_by_another_that_was_drawn() -> None:
     assert run() == first
 
 
-def test_where_only_damaged_samples_are_drawn_the_run_ends() -> None:
+def test_only_damaged_draws_end_the_run() -> None:
     """If only damaged samples are drawn, none can replace them: the run ends with `TooManyDamaged`, and does not hang."""
 
     def broken(id: str) -> Any:
@@ -231,13 +231,13 @@ def test_where_only_damaged_samples_are_drawn_the_run_ends() -> None:
         (5, "field 'sampling_weights': expected a mapping from id to value"),
     ],
 )
-def test_weights_that_are_mistakes(given: Any, text: str) -> None:
+def test_wrong_weights_are_named(given: Any, text: str) -> None:
     """Wrong weights are an error that names the id, and what was expected."""
     with pytest.raises(InputError, match=text):
         loader_of(sampling_weights=given)
 
 
-def test_draws_need_an_order_of_chance() -> None:
+def test_weights_without_shuffling_are_refused() -> None:
     """``sampling_weights`` are refused with ``shuffle=False``: draws do not keep the order of the ids."""
     with pytest.raises(InputError, match="sampling_weights: expected with shuffle=True"):
         loader_of(shuffle=False)

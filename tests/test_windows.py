@@ -57,7 +57,7 @@ def windows_of(lengths: list[int], window: int | None, stride: int, offset: int,
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
 @settings(max_examples=25, deadline=None)
 @given(data=st.data())
-def test_samples_are_those_that_numpy_indexes(
+def test_rows_and_windows_equal_numpys_indexing(
     tmp_path_factory: pytest.TempPathFactory, way: dict[str, Any], dtype: str, data: st.DataObject
 ) -> None:
     """Rows and windows, with strides, steps, columns and series, equal NumPy's indexing, in all ways of reading."""
@@ -83,9 +83,7 @@ def test_samples_are_those_that_numpy_indexes(
 
 @settings(max_examples=50, deadline=None)
 @given(st.integers(1, 9), st.integers(1, 7), st.integers(1, 3), st.none() | st.integers(1, 4), st.integers(1, 9), st.booleans())
-def test_forecasts_are_of_windows_that_have_both(
-    window: int, stride: int, step: int, ahead: int | None, rows: int, several: bool
-) -> None:
+def test_windows_of_past_and_future(window: int, stride: int, step: int, ahead: int | None, rows: int, several: bool) -> None:
     """Window k of the future begins a given number of rows after window k of the past ends, in the same series."""
     lengths = [40, 0, 13, 47] if several else [100]
     past, future = Windows(window, stride, 0, step, series=lengths if several else None).after(rows, ahead)
@@ -102,7 +100,7 @@ def test_forecasts_are_of_windows_that_have_both(
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_what_follows_is_forecast(series: Path, workers: int) -> None:
+def test_forecast_makes_sources_of_past_and_future(series: Path, workers: int) -> None:
     """``forecast`` makes the sources of past and future, and a loader gives each window with the rows that follow it."""
     past, future = NpyRows(series, window=10, stride=3).forecast(2, window=3, columns=1)
     with Loader(range(len(past)), future, batch_size=4, source=past, workers=workers, tail="keep") as loader:
@@ -136,7 +134,7 @@ def test_neighbouring_windows_are_read_in_one_call(series: Path, monkeypatch: py
 
 
 @pytest.mark.parametrize(("window", "stride", "offset"), [(8, 3, 0), (8, 8, 4), (4, 9, 1), (None, 5, 2), (100, 1, 0)])
-def test_windows_are_asked_for_ahead(
+def test_windows_are_requested_ahead(
     series: Path, monkeypatch: pytest.MonkeyPatch, window: int | None, stride: int, offset: int
 ) -> None:
     """If reads wait, all windows are requested ahead; nothing else is, unless there are gaps between them."""
@@ -152,7 +150,7 @@ def test_windows_are_asked_for_ahead(
 
 
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
-def test_a_window_behind_the_end_is_the_one_named(series: Path, way: dict[str, Any]) -> None:
+def test_the_first_missing_window_is_named(series: Path, way: dict[str, Any]) -> None:
     """If a file was truncated, the first missing window is named; those before it can still be read."""
     source = NpyRows(series, window=12, stride=4)
     bound = source.bind(range(23)).opened(in_worker="in_worker" in way)
@@ -169,7 +167,7 @@ def test_a_window_behind_the_end_is_the_one_named(series: Path, way: dict[str, A
         len(source)
 
 
-def test_a_file_that_is_written_meanwhile_is_named(series: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_written_during_a_read_is_named(series: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file that is written to while its rows are read is an error."""
     bound = reader(NpyRows(series), range(100))
     preadv = os.preadv
@@ -257,7 +255,7 @@ def test_windows_at_a_url(root: Path, proxy: Any, tmp_path: Path) -> None:
         ({"window": 8, "ids": "all.ids"}, [0], "ids: expected without window, stride, offset and series"),
     ],
 )
-def test_windows_that_are_not_there(series: Path, options: dict[str, Any], ids: Any, text: str) -> None:
+def test_impossible_windows_are_refused(series: Path, options: dict[str, Any], ids: Any, text: str) -> None:
     """Windows that do not exist, and options that make none, are an error with the numbers and the reason."""
     with pytest.raises(InputError, match=text):
         NpyRows(series, **options).bind(ids)

@@ -189,7 +189,7 @@ def met(count: int) -> Callable[[object], object]:
 
 
 @pytest.mark.parametrize("reads", [1, 2, 8, MAX_READERS])
-def test_as_many_reads_are_in_flight_as_there_are_readers(worker: Callable[..., Worker], reads: int) -> None:
+def test_all_readers_read_at_once(worker: Callable[..., Worker], reads: int) -> None:
     """All readers read at once (each waits for all the others), and rows are the samples of the sheet."""
     one = worker(Called(met(reads)), reads)
     for _ in range(3):
@@ -201,7 +201,7 @@ def test_as_many_reads_are_in_flight_as_there_are_readers(worker: Callable[..., 
     assert one.messages == []
 
 
-def test_few_files_of_the_package_run_for_a_ticket(worker: Callable[..., Worker], tmp_path: Path) -> None:
+def test_a_ticket_runs_code_of_few_files(worker: Callable[..., Worker], tmp_path: Path) -> None:
     """In steady state, a ticket of `.npy` files runs code of at most `MOST_FILES` files of the package."""
     for number in range(8):
         np.save(tmp_path / f"{number}.npy", np.full(2, number, np.float64))
@@ -219,7 +219,7 @@ def test_few_files_of_the_package_run_for_a_ticket(worker: Callable[..., Worker]
     assert 3 <= len(often) <= MOST_FILES, often
 
 
-def test_other_numbers_of_readers(worker: Callable[..., Worker]) -> None:
+def test_readers_are_added_and_removed(worker: Callable[..., Worker]) -> None:
     """If more readers are wanted, they begin after the next ticket; if fewer, surplus ones end after one more ticket each."""
     flight = threading.Semaphore(0)
     inside: set[int] = set()
@@ -252,7 +252,7 @@ def test_other_numbers_of_readers(worker: Callable[..., Worker]) -> None:
     assert one.messages == []
 
 
-def test_who_is_to_end_ends_after_a_ticket(worker: Callable[..., Worker]) -> None:
+def test_the_first_reader_ends_after_its_ticket(worker: Callable[..., Worker]) -> None:
     """If no reader is wanted, the first one, the main thread, ends after its ticket is done."""
     one = worker(Called(), 1)
     one.sheet(0, range(8))
@@ -265,7 +265,7 @@ def test_who_is_to_end_ends_after_a_ticket(worker: Callable[..., Worker]) -> Non
 
 
 @pytest.mark.parametrize("reason", ["open", "thread"])
-def test_a_further_reader_that_can_not_be(worker: Callable[..., Worker], monkeypatch: pytest.MonkeyPatch, reason: str) -> None:
+def test_a_reader_that_fails_to_start(worker: Callable[..., Worker], monkeypatch: pytest.MonkeyPatch, reason: str) -> None:
     """If a further reader can't be opened or its thread not started, that is logged once; the other readers do the work."""
     opened = []
 
@@ -303,7 +303,7 @@ def test_a_further_reader_that_can_not_be(worker: Callable[..., Worker], monkeyp
     assert len(opened) == (5 if reason == "open" else 0)
 
 
-def test_the_record_says_where_a_reader_is(worker: Callable[..., Worker]) -> None:
+def test_a_readers_record_has_its_ticket_and_row(worker: Callable[..., Worker]) -> None:
     """Each reader records its ticket and row while it reads, then that it is idle; its busy time grows."""
     go = [threading.Event() for _ in range(8)]
     one = worker(Called(lambda id: go[id].wait(WITHIN)), 2)
@@ -325,7 +325,7 @@ def test_the_record_says_where_a_reader_is(worker: Callable[..., Worker]) -> Non
     assert one.page.total(BUSY) == sum(record[BUSY] for record in one.page.records)
 
 
-def test_who_fills_many_rows_at_once_is_somewhere(worker: Callable[..., Worker]) -> None:
+def test_a_fill_of_many_rows_records_an_unknown_row(worker: Callable[..., Worker]) -> None:
     """A source that fills many rows in one call records its ticket, so a hang is noticed, but an unknown row."""
     go, there = threading.Semaphore(0), threading.Semaphore(0)
 
@@ -374,7 +374,7 @@ def test_functions_are_called_one_at_a_time(worker: Callable[..., Worker]) -> No
     assert most == [1] * 4
 
 
-def test_functions_are_called_in_the_main_thread_however_many_read(worker: Callable[..., Worker]) -> None:
+def test_functions_are_called_in_the_main_thread(worker: Callable[..., Worker]) -> None:
     """Functions run in the main thread, also while the number of readers changes; an error names ticket and row."""
     callers: set[int | None] = set()
 
@@ -397,7 +397,7 @@ def test_functions_are_called_in_the_main_thread_however_many_read(worker: Calla
 
 
 @pytest.mark.parametrize("kind", ["transform", "source"])
-def test_numbers_drawn_are_the_same_with_any_number_of_readers(worker: Callable[..., Worker], kind: str) -> None:
+def test_random_numbers_do_not_depend_on_readers(worker: Callable[..., Worker], kind: str) -> None:
     """Random numbers, also of the global generators, are the same with any number of readers: each sample has its seed."""
 
     def draw(row: np.ndarray) -> None:
@@ -425,7 +425,7 @@ def test_numbers_drawn_are_the_same_with_any_number_of_readers(worker: Callable[
     assert len({row for rows in found[0] for row in rows[:8]}) == 8 * SLOTS
 
 
-def test_a_failure_is_told_and_the_reader_goes_on(worker: Callable[..., Worker]) -> None:
+def test_a_failure_is_reported_and_the_reader_goes_on(worker: Callable[..., Worker]) -> None:
     """A failure is reported with ticket, row and error, in place of the ticket's report; the reader goes on."""
 
     def function(id: int) -> None:
@@ -447,7 +447,7 @@ def test_a_failure_is_told_and_the_reader_goes_on(worker: Callable[..., Worker])
     assert bad not in one.done
 
 
-def test_a_slot_that_can_not_be_mapped_is_told(worker: Callable[..., Worker]) -> None:
+def test_a_slot_that_cannot_be_mapped_is_reported(worker: Callable[..., Worker]) -> None:
     """If a slot can't be mapped, the worker says so, and its reader ends."""
     one = worker(Called(), 1)
     one.segments.close()
@@ -459,7 +459,7 @@ def test_a_slot_that_can_not_be_mapped_is_told(worker: Callable[..., Worker]) ->
     assert one.done == []
 
 
-def test_readers_end_when_they_are_not_heard(worker: Callable[..., Worker]) -> None:
+def test_readers_end_when_the_main_process_has_gone(worker: Callable[..., Worker]) -> None:
     """If the main process has gone, readers end when a report or a failure can't be sent."""
 
     def function(id: int) -> None:
@@ -504,7 +504,7 @@ def test_the_bell_rings_when_a_batch_has_been_read(
             wait_until(lambda one=one: one.rings, "the bell rings for this batch")
 
 
-def test_the_bell_rings_for_a_ticket(worker: Callable[..., Worker]) -> None:
+def test_the_bell_rings_for_each_ticket_if_eager(worker: Callable[..., Worker]) -> None:
     """If the main process asks for it (`EAGER`), each ticket rings the bell."""
     one = worker(Called(lambda _: None), 1)
     one.sheet(0, range(20))
@@ -514,7 +514,7 @@ def test_the_bell_rings_for_a_ticket(worker: Callable[..., Worker]) -> None:
         wait_until(lambda: one.rings == 1, "the bell rings")
 
 
-def test_the_bell_rings_seldom_for_tickets_that_take_long(worker: Callable[..., Worker]) -> None:
+def test_the_bell_rings_seldom_for_long_tickets(worker: Callable[..., Worker]) -> None:
     """Tickets that take long ring the bell at the first, and then at most once in `SELDOM` nanoseconds."""
     one = worker(Called(lambda _: threading.Event().wait(1.1 * LONG / 1e9)), 1)
     one.sheet(0, range(40))

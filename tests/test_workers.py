@@ -105,7 +105,7 @@ def test_importing_the_loader_imports_no_framework() -> None:
     assert not top_level(set(run.stdout.split())) & {"keras", "tensorflow", "jax", "torch", "psutil"}
 
 
-def test_who_has_gone_leaves_no_status_page(folder: Callable, workers: Callable) -> None:
+def test_replaced_workers_leave_no_status_page(folder: Callable, workers: Callable) -> None:
     """Each live worker has a status page of its own, and replaced workers leave none behind."""
     data = folder(24)
     gc.collect()  # loaders of other tests
@@ -173,7 +173,7 @@ def test_memory_is_flat(folder: Callable, script: Callable) -> None:
     assert parent_bytes[200_000] - parent_bytes[1000] <= AN_ID * 199_000
 
 
-def test_workers_take_what_they_need_from_the_path_of_the_parent(tmp_path: Path) -> None:
+def test_workers_import_from_the_main_processs_path(tmp_path: Path) -> None:
     """Workers find modules on the main process's ``sys.path``, such as NumPy for a cast, or for ids that are NumPy's."""
     np.save(tmp_path / "0.npy", np.ones(3))
     with Loader([np.str_("0")], None, 1, data_dir=tmp_path, dtype=np.float32, workers=1) as loader:
@@ -182,7 +182,7 @@ def test_workers_take_what_they_need_from_the_path_of_the_parent(tmp_path: Path)
     assert X.tolist() == [[1, 1, 1]]
 
 
-def test_no_wake_up_is_lost(folder: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_late_ring_of_the_bell_is_not_lost(folder: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     """If a worker reports and rings just after the reports were read, the next wait ends at once."""
     data = folder(8)
     with Loader(data.ids, data.labels, 4, data_dir=data.path, workers=1) as loader:
@@ -207,7 +207,7 @@ def test_no_wake_up_is_lost(folder: Callable, monkeypatch: pytest.MonkeyPatch) -
         assert [event.detail for event in pool.poll_events()] == [[(1 << 40, 0, 0, 0)]]
 
 
-def test_what_the_queue_had_no_room_for_follows(folder: Callable) -> None:
+def test_tickets_beyond_a_full_queue_are_written_later(folder: Callable) -> None:
     """When a full queue has room again, a wait ends at once, and the remaining tickets are written."""
     data = folder(8)
     with Loader(data.ids, data.labels, 4, data_dir=data.path, workers=1) as loader:

@@ -60,7 +60,7 @@ def by_evaluate(sequence: Sequence, steps: int) -> list[list[int]]:
 
 
 @pytest.mark.parametrize(("way", "steps"), [(by_fit, 3), (by_fit_stopped, 3), (by_evaluate, 3), (by_fit, 9), (by_fit, 10)])
-def test_a_pass_that_was_left_is_over(data: Data, way: Callable[..., Any], steps: int) -> None:
+def test_a_pass_left_early_is_over(data: Data, way: Callable[..., Any], steps: int) -> None:
     """Wherever a pass was left, and however many batches a framework had requested ahead, the next pass is the next epoch."""
     expected = [epoch[:steps] for epoch in data.epochs(4)]
     with data.sequence() as sequence:
@@ -68,7 +68,7 @@ def test_a_pass_that_was_left_is_over(data: Data, way: Callable[..., Any], steps
 
 
 @pytest.mark.parametrize("way", [by_fit, by_evaluate])
-def test_a_set_that_is_as_small_as_a_probe(folder: Callable[..., Any], way: Callable[..., Any]) -> None:
+def test_probes_of_a_tiny_data_set_take_no_epoch(folder: Callable[..., Any], way: Callable[..., Any]) -> None:
     """Frameworks request a batch or two before they begin, which takes no epoch, even if there are no more batches."""
     data = Data(folder, 2)
     with data.sequence(workers=0) as sequence:
@@ -77,7 +77,7 @@ def test_a_set_that_is_as_small_as_a_probe(folder: Callable[..., Any], way: Call
         assert [way(sequence, 1) for _ in range(3)] == [epoch[:1] for epoch in data.epochs(3)]
 
 
-def test_all_ways_in_turn(data: Data) -> None:
+def test_loops_indexes_fit_and_evaluate_each_get_the_next_epoch(data: Data) -> None:
     """Loops, requests by index, `fit` and `evaluate` on one `Sequence`, in any order, each get the next epoch."""
     ways = [by_loop, by_hand, by_fit, by_evaluate, by_loop_alone, by_fit_stopped, by_hand, by_loop_alone, by_loop, by_fit]
     with data.sequence() as sequence:
@@ -93,7 +93,7 @@ def test_one_fit_over_short_epochs_goes_through_one_pass(data: Data) -> None:
         assert model.taken() == first + second
 
 
-def test_a_fit_that_begins_later(data: Data) -> None:
+def test_initial_epoch_with_epoch(data: Data) -> None:
     """``fit(initial_epoch=2)`` with ``epoch=2`` trains on the orders of the third and fourth epoch."""
     model = Recorder()
     with data.sequence(epoch=2) as sequence:
@@ -101,7 +101,7 @@ def test_a_fit_that_begins_later(data: Data) -> None:
     assert model.taken() == sum(data.epochs(4)[2:], [])
 
 
-def test_a_model_that_has_yet_to_be_built(data: Data) -> None:
+def test_building_a_model_takes_no_epoch(data: Data) -> None:
     """Keras requests a batch to build a model, which takes no epoch, in `fit`, `evaluate` and `predict`, also after a stop."""
     epochs = data.epochs(4)
 
@@ -139,7 +139,7 @@ def test_a_model_that_has_yet_to_be_built(data: Data) -> None:
         assert model.taken() == epochs[3]
 
 
-def test_a_look_amid_a_fit(data: Data) -> None:
+def test_callbacks_that_request_batches_do_not_change_a_fit(data: Data) -> None:
     """Callbacks that request a batch or the length do not change which batches are trained on."""
 
     class Looks(keras.callbacks.Callback):
@@ -155,7 +155,7 @@ def test_a_look_amid_a_fit(data: Data) -> None:
     assert model.taken() == sum(data.epochs(3), [])
 
 
-def test_training_and_validation_on_one_object(data: Data) -> None:
+def test_training_and_validation_on_one_sequence(data: Data) -> None:
     """If Keras iterates over one `Sequence` for training and validation at a time, each iteration has a pass of its own."""
     epochs = data.epochs(5)
     model = Recorder()
@@ -199,13 +199,13 @@ class Deaf(Sequence):
 
 
 @pytest.mark.parametrize("cls", [Own, Deaf])
-def test_subclasses(data: Data, cls: type[Sequence]) -> None:
+def test_subclasses_have_the_same_passes(data: Data, cls: type[Sequence]) -> None:
     """Methods that a subclass overrides do not change the passes."""
     with data.sequence(cls) as sequence:
         assert [by_fit(sequence, 3) for _ in range(3)] == [epoch[:3] for epoch in data.epochs(3)]
 
 
-def test_a_subclass_with_a_length_of_its_own(data: Data) -> None:
+def test_a_subclass_may_override_len(data: Data) -> None:
     """A subclass's ``__len__`` also applies to ``num_batches``, ``for``, `fit` and indexes."""
     expected = [epoch[:5] for epoch in data.epochs(4)]
     model = Recorder()
@@ -230,7 +230,7 @@ class AroundAll(Around):
 
 
 @pytest.mark.parametrize("wrapper", [Around, AroundAll])
-def test_a_wrapper_has_the_passes_of_what_it_wraps(data: Data, wrapper: type[Around]) -> None:
+def test_each_iteration_over_a_wrapper_is_the_next_epoch(data: Data, wrapper: type[Around]) -> None:
     """Each iteration over a wrapper is the next epoch, also if the last was left early, or ``on_epoch_end`` is not passed on."""
     model = Recorder()
     with data.sequence() as sequence:
@@ -242,7 +242,7 @@ def test_a_wrapper_has_the_passes_of_what_it_wraps(data: Data, wrapper: type[Aro
     assert model.taken() == epochs[0][:8] + epochs[1][:8] + epochs[2] + epochs[3] + epochs[4]
 
 
-def test_a_wrapper_that_keras_gives_threads(data: Data) -> None:
+def test_a_wrapper_with_threads_of_keras(data: Data) -> None:
     """With threads, a wrapper gets only indexes; if it does not pass ``on_epoch_end`` on, a warning says that epochs repeat."""
     for wrapper in (Around, AroundAll):
         model = Recorder()
@@ -270,7 +270,7 @@ def test_predict_over_a_shuffled_sequence_is_warned_of(data: Data, predictor: ke
     assert predicted[:, 0].tolist() == list(range(40))
 
 
-def test_samples_that_are_left_out_are_said(data: Data, predictor: keras.Model) -> None:
+def test_samples_left_out_by_tail_drop_are_warned_of(data: Data, predictor: keras.Model) -> None:
     """With ``tail="drop"``, `evaluate`, `predict` and ``validation_data`` (not `fit`) warn of the samples left out."""
     model = Recorder()
 

@@ -75,7 +75,7 @@ def test_one_batch_is_sent_ahead() -> None:
 
 
 @pytest.mark.parametrize("taken", [1, 7, 10])
-def test_state(taken: int) -> None:
+def test_state_and_resume(taken: int) -> None:
     """Another loader resumes after the batches that were returned, however far the first one was ahead."""
     with made() as loader, made(workers=0) as other, made(workers=0) as same:
         epochs = [[y.tolist() for _, y in same] for _ in range(2)]
@@ -110,7 +110,7 @@ def test_a_donated_batch_is_not_written_to() -> None:
             assert (result == y[:, None, None] + 1).all()
 
 
-def test_nesting_and_dtypes() -> None:
+def test_structure_and_dtypes() -> None:
     """Arrays come in the loader's dicts and tuples; dtypes that JAX does not have are converted."""
     one, two = Values(np.arange(N), dtype="uint8"), Values(np.arange(N), dtype="float64")
     with Loader(range(N), inputs={"one": one, "two": [two, two]}, targets=one, weights=two, batch_size=4, workers=0) as loader:
@@ -135,7 +135,7 @@ late = jax.jit(count_late)
 
 
 @pytest.mark.parametrize("as_arrays", [False, True])
-def test_a_step_that_reads_its_batch_late(as_arrays: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_late_reads_by_jax_get_the_right_bytes(as_arrays: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """All of 500 batches are right, and while the loader waits for a slot, it makes JAX release the batches that it has used.
 
     For that, it collects only the youngest garbage, which takes microseconds; other garbage collection is off here.

@@ -125,7 +125,7 @@ def test_compiled_steps_see_the_right_bytes(folder: Callable[..., Any], executio
     assert (predicted == (np.arange(50 * BATCH) % 97)[:, None, None]).all()
 
 
-def test_outputs_that_are_the_inputs(data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_predictions_may_share_the_batches_memory(data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
     """The outputs of a model that only reshapes may share the batches' memory: all are right, in more slots if needed."""
     monkeypatch.setattr(shmgen._engine.held_slots, "GROW_AFTER", 0.1)
     model = keras.Sequential([keras.Input(SHAPE), keras.layers.Reshape((6,))])
@@ -233,7 +233,7 @@ def _trained(model: keras.Model, data: Any, fit: dict[str, Any]) -> tuple[list[A
 
 
 @pytest.mark.parametrize("make", [plain, nested, masks, odd_dtypes])
-def test_values_are_those_from_memory(make: Callable[..., Any]) -> None:
+def test_results_equal_those_of_arrays_in_memory(make: Callable[..., Any]) -> None:
     """`fit`, `evaluate` and `predict` give the same results, weights and warnings as with the same arrays from memory."""
     model, options, fit = make()
     weights = model.get_weights()
@@ -250,7 +250,7 @@ def test_values_are_those_from_memory(make: Callable[..., Any]) -> None:
 
 
 @pytest.mark.parametrize("stopped", [4, 10, 13])
-def test_resume(data: Data, stopped: int) -> None:
+def test_fit_resumes_from_a_state(data: Data, stopped: int) -> None:
     """A run that ends after batch ``stopped`` is resumed from its state: the rest is trained on in the same order."""
     expected = sum(data.epochs(3), [])
     states = []
@@ -382,7 +382,7 @@ if how == "never-closed": assert frameworks() == by_itself, frameworks() - by_it
 
 
 @pytest.mark.slow
-def test_processes_that_fit(folder: Callable[..., Any], script: Callable[..., Any]) -> None:
+def test_imports_and_ways_to_end_a_training_process(folder: Callable[..., Any], script: Callable[..., Any]) -> None:
     """A `Loader` imports no framework, and a `Sequence`, in a whole ``fit``, only those that Keras imports.
 
     However a process ends during or after training, without closing anything, it leaves nothing behind and prints no warning.
@@ -410,7 +410,7 @@ def test_processes_that_fit(folder: Callable[..., Any], script: Callable[..., An
 
 
 @only_jax
-def test_data_parallel(data: Data) -> None:
+def test_data_parallel_training(data: Data) -> None:
     """Training on two devices gives the same weights as on one, and batches with parts on both are released as fast."""
 
     def trained(devices: list[str]) -> list[np.ndarray]:

@@ -151,7 +151,7 @@ def arrays(model: keras.Model) -> dict[str, bytes]:
         pytest.param(two_optimizers, marks=not_jax),
     ],
 )
-def test_all_that_training_changes_is_saved(
+def test_everything_that_training_changes_is_saved(
     data: Callable[[], Sequence], tmp_path: Path, make: Callable[[], keras.Model]
 ) -> None:
     """A run that was interrupted, between or within epochs, and resumed ends with exactly the values of an uninterrupted run."""
@@ -176,7 +176,7 @@ def test_all_that_training_changes_is_saved(
 
 
 @only_torch
-def test_an_optimizer_of_torchs_own_is_refused(data: Callable[[], Sequence], tmp_path: Path) -> None:
+def test_a_torch_optimizer_is_refused(data: Callable[[], Sequence], tmp_path: Path) -> None:
     """A torch optimizer, whose state can't be saved, is refused before the first step."""
     import torch
 

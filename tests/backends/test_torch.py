@@ -77,7 +77,7 @@ def test_views_hold_the_batch(poison: None, way: Callable[..., Any]) -> None:
 
 
 @WAYS
-def test_nesting_is_the_loaders(way: Callable[..., Any]) -> None:
+def test_tensors_have_the_structure_of_the_loader(way: Callable[..., Any]) -> None:
     """Tensors come in the loader's dicts and tuples, with weights, and without targets."""
     one, two = Function(lambda id: np.full(2, id, np.uint8)), Values(np.arange(N, dtype=np.float64))
     with Loader(range(N), inputs={"one": one, "two": [two, two]}, targets=one, weights=two, batch_size=4, workers=0) as loader:
@@ -107,7 +107,7 @@ def test_dtypes() -> None:
             assert in_a_ring(X.data_ptr())
 
 
-def test_a_dtype_that_torch_has_not() -> None:
+def test_a_dtype_that_torch_lacks_is_refused() -> None:
     """A dtype that torch does not have raises an error that names it, with a remedy."""
     of_numpy = np.dtype(ml_dtypes.float8_e3m4)
     said = "expected a dtype that torch has, found float8_e3m4: pass another dtype="
@@ -150,7 +150,7 @@ def test_state(taken: int) -> None:
         assert [y.tolist() for _, y in resumed] == (epochs[0][taken:] or epochs[1])
 
 
-def test_a_step_learns_from_it(poison: None) -> None:
+def test_a_torch_loop_trains_as_from_memory(poison: None) -> None:
     """A plain torch loop trains to exactly the same weights as with the same arrays from memory."""
 
     def trained(batches: Any) -> list[float]:

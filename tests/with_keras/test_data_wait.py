@@ -24,7 +24,7 @@ def fit(training: Any, callbacks: list[Any], epochs: int = 3, **options: Any) ->
     return history
 
 
-def test_of_slow_training_and_quick_validation(folder: Callable, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_data_wait_of_training_and_validation(folder: Callable, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The fraction of each epoch is in the history, in CSVLogger's columns, and in the logs of callbacks before and after.
 
     Without validation there is no ``val_data_wait``. A fraction above the limit gives one warning, one below gives none.
@@ -64,7 +64,7 @@ def test_of_slow_training_and_quick_validation(folder: Callable, tmp_path: Path,
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
-def test_is_of_the_sequences_that_fit_was_given(folder: Callable, caplog: pytest.LogCaptureFixture, wrapped: bool) -> None:
+def test_other_sequences_do_not_count(folder: Callable, caplog: pytest.LogCaptureFixture, wrapped: bool) -> None:
     """Waiting for another sequence, in a callback, does not count, and is not reported."""
     data = folder(32)
 
@@ -81,7 +81,7 @@ def test_is_of_the_sequences_that_fit_was_given(folder: Callable, caplog: pytest
     assert all(record.message.count("verdict:") <= 1 for record in caplog.records)
 
 
-def test_a_sequence_that_is_gone_takes_nothing_back(folder: Callable) -> None:
+def test_a_deleted_sequence_changes_no_data_wait(folder: Callable) -> None:
     """The waiting for a sequence counts even if another sequence, with its own waiting, is deleted meanwhile."""
     data = folder(32)
     gone = Sequence(data.ids, data.labels, 8, data_dir=data.path, transform=blocks(), workers=1)

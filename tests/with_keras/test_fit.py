@@ -84,7 +84,7 @@ BEHIND_A_PROBE = 2
 """A seed with which sample 7 is in neither of the two batches that Keras requests before training."""
 
 
-def test_the_functions_traceback_is_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_functions_traceback_reaches_fit(caplog: pytest.LogCaptureFixture) -> None:
     """An error of a user's function reaches ``fit`` with sample, field, and the function's file and line; it is logged once."""
 
     def breaks(id: int) -> np.ndarray:
@@ -132,7 +132,7 @@ def test_batches_of_any_length() -> None:
         assert model.predict(test, verbose=0).shape == (200, 1)
 
 
-def test_ranks_that_nothing_synchronises_are_warned_of(data: Any) -> None:
+def test_unsynchronised_ranks_are_warned_of(data: Any) -> None:
     """Ranks without synchronisation give one warning with a remedy, but none for a user's train_step or for validation."""
     options: dict[str, Any] = {"batch_size": 4, "data_dir": data.path, "workers": 0}
     ids = data.ids[:16]

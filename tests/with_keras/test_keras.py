@@ -36,7 +36,7 @@ def exact(samples: list[int], expected: int = N) -> bool:
     return len(samples) == expected == len(set(samples))
 
 
-def test_the_order_is_the_seeds_alone(data: Any) -> None:
+def test_the_order_depends_only_on_the_seed(data: Any) -> None:
     """The order depends only on the seed, and not on workers, ``fit(shuffle=...)`` or global random states."""
     with Loader(data.ids, data.labels, 8, data_dir=data.path, seed=4, workers=0) as loader:
         expected = [y.tolist() for _ in range(2) for _, y in loader]
@@ -49,7 +49,7 @@ def test_the_order_is_the_seeds_alone(data: Any) -> None:
         assert recorder.taken() == expected
 
 
-def test_fit_shuffles_nothing_that_has_an_order(data: Any) -> None:
+def test_fit_keeps_the_order_without_shuffling(data: Any) -> None:
     """``fit`` with its default over ``shuffle=False`` trains in the order of the ids, and one warning says what to change."""
     recorder = Recorder()
     with (
@@ -65,7 +65,7 @@ def test_fit_shuffles_nothing_that_has_an_order(data: Any) -> None:
     assert sum("pass shuffle=True to the Sequence" in str(w.message) for w in caught) == 1
 
 
-def test_a_pass_by_hand(data: Any) -> None:
+def test_a_loop_by_index(data: Any) -> None:
     """In a loop by index, ``on_epoch_end`` ends an epoch; until then an index always gives the same batch.
 
     So it does within and after a ``for`` loop.
@@ -102,7 +102,7 @@ def test_mirrored_strategy(data: Any) -> None:
     assert np.isfinite(history.history["loss"]).all()
 
 
-def test_the_repr_tells_the_state(data: Any) -> None:
+def test_the_repr_shows_the_state(data: Any) -> None:
     """``repr`` gives samples, batches and workers, or says that the Sequence is closed."""
     with Sequence(data.ids, data.labels, 8, data_dir=data.path, workers=1) as sequence:
         assert "53 samples in 6 batches of 8" in repr(sequence)
@@ -110,7 +110,7 @@ def test_the_repr_tells_the_state(data: Any) -> None:
     assert "closed" in repr(sequence)
 
 
-def test_an_iteration_of_keras_is_over_for_the_state(data: Any) -> None:
+def test_the_state_after_fit_and_within_a_loop(data: Any) -> None:
     """After `fit` the state is the start of the next epoch; in a ``for`` loop it counts the batches handed out."""
     with Sequence(data.ids, data.labels, 5, data_dir=data.path) as training:
         with pytest.raises(InputError, match="trained: expected None before the first iteration of Keras's, found 1"):
@@ -123,7 +123,7 @@ def test_an_iteration_of_keras_is_over_for_the_state(data: Any) -> None:
         assert (training.state_dict()["epoch"], training.state_dict()["consumed"]) == (1, 5)
 
 
-def test_a_shorter_epoch_of_a_subclass_ends_where_it_does(data: Any) -> None:
+def test_the_state_after_a_shortened_epoch(data: Any) -> None:
     """If a subclass shortens epochs, the state after its last batch is the start of the next epoch."""
 
     class Shorter(Sequence):
@@ -140,7 +140,7 @@ def test_a_shorter_epoch_of_a_subclass_ends_where_it_does(data: Any) -> None:
         assert training.state_dict()["epoch"] == 3
 
 
-def test_other_classes_in_the_validation_data_are_warned_of(data: Any) -> None:
+def test_different_validation_classes_are_warned_of(data: Any) -> None:
     """Validation data in which a number means another class give a warning; data with the same classes give none."""
     names = {id: ("cat", "dog")[number % 2] for number, id in enumerate(data.ids)}
     dogs = [id for id in data.ids if names[id] == "dog"]
@@ -160,7 +160,7 @@ def test_other_classes_in_the_validation_data_are_warned_of(data: Any) -> None:
         (48, {"shard": (1, 2)}, 24, r"shard=\(1, 2\) returns the rows of this rank alone.*without shard"),
     ],
 )
-def test_rows_of_predict_that_are_no_ids_are_warned_of(
+def test_rows_of_predict_without_their_ids_are_warned_of(
     data: Any, count: int, options: dict[str, Any], rows: int, said: str
 ) -> None:
     """`predict` warns once of rows that fill up the last batch, of replaced samples, and of rows of one rank only."""
@@ -170,7 +170,7 @@ def test_rows_of_predict_that_are_no_ids_are_warned_of(
         flat_model().predict(sequence, verbose=0)
 
 
-def test_losses_and_labels_that_do_not_fit(data: Any) -> None:
+def test_losses_that_do_not_fit_the_labels(data: Any) -> None:
     """If the loss does not fit the labels (none, numbers, or one-hot rows), the error says which argument to change."""
     cases: list[tuple[Any, int | None, Any, str]] = [
         (None, None, "mse", "fit with loss='mse' needs targets, .*: pass labels= or targets="),
@@ -190,7 +190,7 @@ def test_losses_and_labels_that_do_not_fit(data: Any) -> None:
         Recorder(loss="categorical_crossentropy").fit(sequence, verbose=0)  # a user's train_step is not checked
 
 
-def test_the_blogs_class_with_another_base(data: Any) -> None:
+def test_a_subclass_without_super_init_is_an_error(data: Any) -> None:
     """A subclass without ``super().__init__()`` is an error that says to call it; so is a method that is never called."""
 
     class Whole(Sequence):
@@ -221,7 +221,7 @@ def test_the_blogs_class_with_another_base(data: Any) -> None:
                 return ids
 
 
-def test_a_distribution_that_shards_once_more(data: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_distribution_that_shards_again_is_refused(data: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A distribution that shards data over several processes, as Keras does after 3.15, is an error with the remedy."""
     call = Call("fit", flat_model(), None, shuffles=True, steps=None, no_rows=None)
     with closing(Feed(Options(data.ids, data.labels, 5, data_dir=data.path, workers=0))) as feed:
@@ -233,7 +233,7 @@ def test_a_distribution_that_shards_once_more(data: Any, monkeypatch: pytest.Mon
                 check(feed, call)
 
 
-def test_arguments_can_be_read_and_not_set(data: Any) -> None:
+def test_arguments_can_be_read_but_not_set(data: Any) -> None:
     """Arguments can be read as attributes; setting one is an error that says to make another Sequence."""
     options: dict[str, Any] = {"use_multiprocessing": True, "max_queue_size": 10, "data_dir": data.path, "workers": 1}
     with Sequence(data.ids, data.labels, 8, SHAPE[:1], 3, **options) as sequence:
@@ -255,7 +255,7 @@ def test_arguments_can_be_read_and_not_set(data: Any) -> None:
         ({"slots": 6, "max_queue_size": 6, "use_multiprocessing": False}, None),
     ],
 )
-def test_keras_own_options(data: Any, options: dict[str, Any], said: str | None) -> None:
+def test_options_of_keras(data: Any, options: dict[str, Any], said: str | None) -> None:
     """Keras's own options are accepted if they ask for what is done anyway, and otherwise refused with a remedy."""
     with nullcontext() if said is None else pytest.raises(InputError, match=said):
         Sequence(data.ids, data.labels, data_dir=data.path, **{"workers": 1, **options}).close()

@@ -54,7 +54,7 @@ def test_each_argument_is_described_once(call: Any) -> None:
         pytest.param((["id"],), {"list_IDs": ["id"]}, "multiple values for argument 'list_IDs'", id="twice"),
     ],
 )
-def test_arguments_that_there_are_not(args: Any, options: Any, said: str) -> None:
+def test_wrong_arguments_are_type_errors(args: Any, options: Any, said: str) -> None:
     """A wrong argument is a TypeError as Python words it, with the name of the called function or (sub)class."""
     for call in (*TAKERS, type("Mine", (Loader,), {})):
         with pytest.raises(TypeError, match=rf"^{call.__name__}: {said}$"):
@@ -142,7 +142,7 @@ class Cycle(list[Any]):
 
 
 @pytest.mark.parametrize("slots", [2, 16])
-def test_batches_in_young_garbage_are_let_go_of(folder: Callable[..., Any], slots: int, no_collection: None) -> None:
+def test_batches_in_young_garbage_are_collected(folder: Callable[..., Any], slots: int, no_collection: None) -> None:
     """Batches that a framework leaves in reference cycles are collected, and the ring does not grow."""
     data = folder(200, (4, 3))
     gc.collect()

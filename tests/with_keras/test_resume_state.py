@@ -75,7 +75,7 @@ def same(one: Any, other: Any) -> bool:
     return all(a.tobytes() == b.tobytes() for a, b in zip(weights(one), weights(other), strict=True))
 
 
-def test_states_are_saved_when_they_are_due(data: Callable[..., Sequence], tmp_path: Path) -> None:
+def test_states_are_saved_every_few_batches(data: Callable[..., Sequence], tmp_path: Path) -> None:
     """A state is saved every 4 batches, counted across epochs, and at the end; the ``keep`` latest are kept."""
     training = data()
     fit(training, Resume(tmp_path, training, every=4, keep=3), epochs=3)
@@ -84,7 +84,7 @@ def test_states_are_saved_when_they_are_due(data: Callable[..., Sequence], tmp_p
     assert names(tmp_path) == ["state-000003.npz", "state-000004.npz", "state-000005.npz"]
 
 
-def test_states_may_be_due_by_the_clock(data: Callable[..., Sequence], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_states_are_saved_by_the_clock(data: Callable[..., Sequence], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A state is saved every 3 minutes, by a clock that advances one minute with each call."""
     now = iter(range(10**6))
     monkeypatch.setattr(resume_module, "time", SimpleNamespace(monotonic=lambda: 60.0 * next(now)))
@@ -110,7 +110,7 @@ def test_batches_keep_their_numbers(
 
 
 @pytest.mark.parametrize(("step", "at_once", "options"), [(8, 1, {}), (4, 1, {"steps_per_epoch": 3}), (3, 4, {})])
-def test_an_interrupted_run_comes_to_the_same(
+def test_an_interrupted_run_ends_with_the_same_weights(
     data: Callable[..., Sequence], tmp_path: Path, step: int, at_once: int, options: dict[str, Any]
 ) -> None:
     """An interrupted run ends with the same weights, also with ``steps_per_epoch``, or several steps per execution."""
@@ -122,7 +122,7 @@ def test_an_interrupted_run_comes_to_the_same(
     assert history.history == whole_history.history
 
 
-def test_another_batch_size(data: Callable[..., Sequence], tmp_path: Path) -> None:
+def test_another_batch_size_resumes(data: Callable[..., Sequence], tmp_path: Path) -> None:
     """With half the batch size, a resumed run trains on the remaining samples of the interrupted epoch."""
     training, halves, after = data(), data(batch_size=2), Interrupt()
     interrupted(tmp_path, training, 4)
@@ -146,7 +146,7 @@ def test_a_complete_run_trains_nothing(data: Callable[..., Sequence], tmp_path: 
     assert int(longer.optimizer.iterations) == 3 * 6, "a later fit() begins at its own first epoch"
 
 
-def test_a_full_disk_stops_nothing(
+def test_a_full_disk_does_not_end_the_run(
     data: Callable[..., Sequence], tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If a state can't be saved, the earlier one stays, the log says so once, and the next state is saved."""
@@ -171,7 +171,7 @@ def test_a_full_disk_stops_nothing(
     assert (path.name, content(path)["epoch"]) == ("state-000003.npz", 1)
 
 
-def test_other_data_is_refused(data: Callable[..., Sequence], tmp_path: Path) -> None:
+def test_a_state_of_other_data_is_refused(data: Callable[..., Sequence], tmp_path: Path) -> None:
     """A state is refused if training or validation data have another seed; the error names the file and the remedy."""
     training = data()
     with pytest.raises(Interruption):
@@ -186,7 +186,7 @@ def test_other_data_is_refused(data: Callable[..., Sequence], tmp_path: Path) ->
         fit(again, Resume(tmp_path, again), validation_data=data(range(100, 108), seed=6))
 
 
-def test_another_model_is_refused(data: Callable[..., Sequence], tmp_path: Path) -> None:
+def test_a_state_of_another_model_is_refused(data: Callable[..., Sequence], tmp_path: Path) -> None:
     """A model with other variables is refused, with the first that differs; other metrics are accepted, and start anew."""
     training, again, further = data(), data(), data()
     interrupted(tmp_path, training)
@@ -224,7 +224,7 @@ def test_a_damaged_state_is_named(data: Callable[..., Sequence], tmp_path: Path)
     assert (content(older)["epoch"], content(older)["step"]) == (0, 4)
 
 
-def test_a_damaged_state_is_never_a_raw_error(data: Callable[..., Sequence], tmp_path: Path) -> None:
+def test_any_damage_of_a_state_is_an_input_error(data: Callable[..., Sequence], tmp_path: Path) -> None:
     """Wherever a state is cut off or has a wrong byte, the error is an InputError that names the file."""
     training = data()
     interrupted(tmp_path, training)
@@ -271,7 +271,7 @@ def test_a_refused_state_changes_nothing(data: Callable[..., Sequence], tmp_path
         assert again.state_dict() == place
 
 
-def test_a_log_may_be_anything(data: Callable[..., Sequence], tmp_path: Path) -> None:
+def test_logs_of_any_type_are_saved(data: Callable[..., Sequence], tmp_path: Path) -> None:
     """Logs that are tensors, variables or arrays are saved as numbers, and other objects as text."""
 
     class Logs(keras.callbacks.Callback):
@@ -286,7 +286,7 @@ def test_a_log_may_be_anything(data: Callable[..., Sequence], tmp_path: Path) ->
     assert found == {"tensor": [2.5], "variable": [1.5], "array": [[0, 1]], "numpy": [3.0], "text": ["{1, 2}"]}
 
 
-def test_what_a_fit_cannot_have_beside_it(data: Callable[..., Sequence], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_excludes_resume(data: Callable[..., Sequence], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Callbacks or data that do not go with `Resume` are an error before training starts, with a remedy."""
     training, other = data(), data()
 
@@ -322,7 +322,7 @@ def test_arguments_are_checked(data: Callable[..., Sequence], tmp_path: Path) ->
             Resume(tmp_path, **{"sequence": data(), **options})
 
 
-def test_what_two_processes_save_in_one_folder_is_whole(tmp_path: Path) -> None:
+def test_two_processes_saving_in_one_folder(tmp_path: Path) -> None:
     """If two processes save at once into one folder, one gets an error, and the state of the other is complete."""
     one, two = (state_folder.StateFolder(tmp_path, keep=1) for _ in range(2))
 
@@ -338,7 +338,7 @@ def test_what_two_processes_save_in_one_folder_is_whole(tmp_path: Path) -> None:
     assert (saved.state, list(saved.arrays), saved.arrays["a"].sum()) == ({"of": "two"}, ["a"], 1000)
 
 
-def test_a_folder_that_cannot_be_is_said_at_once(data: Callable[..., Sequence], tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_made_is_an_error_before_training(data: Callable[..., Sequence], tmp_path: Path) -> None:
     """A folder that can't be created is an error before training, and not only when the first state is saved."""
     (tmp_path / "file").touch()
     training, first = data(), Interrupt(0)
@@ -364,7 +364,7 @@ def test_only_rank_0_writes(data: Callable[..., Sequence], tmp_path: Path) -> No
         fit(ranks[0], Resume(tmp_path / "states", ranks[0], every_minutes=1))
 
 
-def test_a_model_that_cannot_be_built_beforehand(data: Callable[..., Sequence], tmp_path: Path) -> None:
+def test_a_model_that_cannot_be_built_is_refused(data: Callable[..., Sequence], tmp_path: Path) -> None:
     """A model that can't be built from a symbolic batch is refused, unless the user has built it, as the error says."""
 
     class Eager(keras.Model):
@@ -407,7 +407,7 @@ class Stop(keras.callbacks.Callback):
         self.model.stop_training = True
 
 
-def test_training_that_a_callback_stops_goes_on(data: Callable[..., Sequence], tmp_path: Path) -> None:
+def test_a_run_stopped_by_a_callback_resumes(data: Callable[..., Sequence], tmp_path: Path) -> None:
     """A run that a callback stopped, in mid-epoch or at its end, resumes as if it had not been stopped."""
     expected, whole_history = fit(data())
     for batch in (2, None):
