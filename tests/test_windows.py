@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -218,6 +219,16 @@ def test_a_file_that_is_truncated_while_it_is_copied(tmp_path: Path) -> None:
         with pytest.raises(SampleError, match="the file is truncated") as caught:
             list(epoch)
         assert int(str(caught.value.id)) >= 1024
+
+
+@pytest.mark.parametrize(("memory", "flag"), [(0, True), (1 << 40, False)])
+def test_a_file_larger_than_memory(series: Path, memory: int, flag: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Linux reads nothing around the rows of a mapped file that memory can't hold (flag ``rr``); of others it may."""
+    monkeypatch.setattr("shmgen._sources.row_file.available", lambda: memory)
+    bound = NpyRows(series).bind(range(100)).opened(in_worker=True)
+    bound.fill(range(100), np.empty((100, 4), np.int32).data.cast("B"), [0])
+    mapped = Path("/proc/self/smaps").read_text().partition(str(series))[2]
+    assert ("rr" in re.search("VmFlags: (.*)", mapped)[1].split()) == flag  # type: ignore[index]
 
 
 def test_windows_at_a_url(root: Path, proxy: Any, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from copy import copy
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from shmgen._memory.limits import available
 from shmgen._samples.npy_format import OPEN_FLAGS, explain, read_whole, refuse_change, written
 from shmgen._samples.sample_spec import dtype_of, dtype_text
 from shmgen._sources.folder import FileReader
@@ -191,6 +192,8 @@ class RowFile:
         layout = self._layout
         try:
             memory = mmap.mmap(self.fd, layout.end, prot=mmap.PROT_READ)
+            if layout.end > available():  # what the system reads around a row would push other rows out of memory
+                memory.madvise(mmap.MADV_RANDOM)
         except (OSError, ValueError):  # too little address space
             self._may_map = False
             return False
@@ -216,12 +219,11 @@ class RowFile:
 
     def _read(self, firsts: Sequence[int], data: memoryview, begun: Any, io_waits: bool) -> None:
         begin, row_bytes, distance = self._layout.begin, self._layout.row_bytes, self._layout.windows.stride
-        size = self._layout.windows.span * row_bytes
+        size, apart = self._layout.windows.span * row_bytes, distance * row_bytes
         if io_waits:
             for start, stop in runs(firsts, range(len(firsts)), distance):
-                length = (stop - start - 1) * distance * row_bytes + size
+                length = (stop - start - 1) * apart + size
                 os.posix_fadvise(self.fd, begin + firsts[start] * row_bytes, length, os.POSIX_FADV_WILLNEED)
-        apart = distance * row_bytes
         neighbours = range(firsts[0], firsts[0] + len(firsts) * distance, distance)
         together = apart <= size and firsts[-1] == neighbours[-1] and list(firsts) == list(neighbours)
         # If rows are missing, they are read one by one, to know which is the first.
