@@ -60,7 +60,7 @@ def image_folder(
     """The ids, labels and class names of a folder that has a folder of images for each class; or the ids of any folder of images.
 
     The same fraction of each class becomes ``"validation"``; see `split`. Images in sub-folders of a class's folder belong to it.
-    Links are followed. Names that begin with a dot are left out, and so, counted in the log, are files without the suffix of an image.
+    Links are followed. Names that begin with a dot are left out; so are files without an image's suffix, which the log counts.
 
     Args:
         folder: with a folder for each class.

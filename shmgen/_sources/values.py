@@ -33,7 +33,7 @@ class Values(BuiltinSource):
         classes: values are names of classes, texts or ints, and become their positions in this list. ``"sorted"``: the list is
             that of all names in ``values``, also those of other ids, in sorted order. So training and validation have the same
             classes if both are given the same mapping; else give both the same list.
-        by: whether a list, array or column goes by ``"id"`` or by ``"position"``. By id means ``values[id]``; of a column, by its index.
+        by: whether a list, array or column goes by ``"id"``, as ``values[id]`` or by a column's index, or by ``"position"``.
 
     Which value belongs to which id is a rule that never looks at the values. A mapping goes by key. A list or array goes by
     position: it has a value for each id, in their order. Where ids are ints, but not 0, 1, 2 and so on, it could go by id as
