@@ -1,6 +1,6 @@
 """Batches of ``ID.npy`` files for Keras, read by processes of its own into shared memory.
 
-The way of the data, and the module that holds each step::
+The path of the data, and the module for each step::
 
     ids, seed, epoch, the index of a batch
       │  _plan.passes        which epoch an iteration gets, and which batch an index means (_plan.checkpoint: saved states)
@@ -42,7 +42,7 @@ The way of the data, and the module that holds each step::
 Each folder says in its docstring what belongs there. options has the arguments: each is typed, documented and checked once, and
 _signatures gives them to constructors and functions. Before there is a loader, _samples.validation_split holds ids out for
 validation, and _samples.image_folder lists images. _tools is the command line: ``scan`` finds every sample that can't be read,
-``tune`` says how many workers to use, ``pack`` makes one file of many.
+``tune`` recommends a number of workers, ``pack`` makes one file of many.
 
 Examples in docstrings find the files ``data/id-0.npy`` to ``data/id-15.npy`` of shape (4, 3), the same rows in ``all.npy``, with
 their ids in ``all.ids``, in the dataset ``images`` of ``all.h5``, and in the datasets ``samples/id-0/image`` and so on of

@@ -1,1 +1,1 @@
-"""The main process's side: it keeps the workers at work, and hands out what they have read."""
+"""The main process's side: it keeps the workers busy, and hands out what they have read."""

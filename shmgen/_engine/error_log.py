@@ -35,7 +35,7 @@ def without_traceback(error: ErrorT) -> ErrorT | ShmgenError:
     """A copy of ``error`` without its traceback and cause, whose frames would keep the ring alive."""
     try:
         return copy(error)
-    except Exception:  # a class of the user's whose constructor does not take what it passed on
+    except Exception:  # the constructor of a user's class may not accept `args`
         return ShmgenError(_text(error))
 
 

@@ -72,7 +72,7 @@ class Feed:
             self.prefetcher = self._assemble(options, fields, workers, front_end or FrontEnd(), undo)
             self.prefetcher.read_ahead()
             gone = ClosedError("its last reference is gone, or the program is ending")
-            # Nothing that the prefetcher holds leads back to the feed.
+            # The prefetcher has no reference to the feed, not even an indirect one.
             self._stop = weakref.finalize(self, self.prefetcher.close, gone)
             undo.pop_all()
 
@@ -126,7 +126,7 @@ class Feed:
         return f"{len(self.ids):,} samples in {len(self):,} batches of {self.sampler.batch_size} ({fields}), {self.prefetcher!r}"
 
     def no_rows(self) -> list[tuple[Any, ...]]:
-        """A batch without rows, with nesting, shapes and dtypes as of all batches; and a trimmed one if batches are trimmed."""
+        """A batch without rows, with the nesting, shapes and dtypes of all batches; and a trimmed one if batches are trimmed."""
         return self.spec.examples(tuple(np.empty((0, *field.shape), field.dtype) for field in self._layout.fields))
 
     def close(self) -> None:

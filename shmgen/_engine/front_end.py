@@ -9,9 +9,9 @@ import numpy as np
 
 
 class FrontEnd:
-    """Knows a framework. This class is for loops without one; a subclass stands beside the framework's import."""
+    """What depends on the framework. This class is for loops without one; each subclass is beside its framework's import."""
 
-    hides_errors = False  # whether the framework raises another exception in place of one that a request for a batch raises
+    hides_errors = False  # whether the framework raises an exception of its own in place of ours
 
     def release(self) -> None:
         """Make the framework release batches that it no longer needs; called again and again while all slots are held.

@@ -1,4 +1,4 @@
-"""While all slots are held by batches that were handed out: has the framework let go, collects garbage, grows the ring."""
+"""While all slots are held by batches that were handed out: has the framework release some, collects garbage, grows the ring."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ GROW_AFTER, GROW_AFTER_LEAST = 1.0, 0.02
 doubled by a wait that ends without."""
 
 GROW_BY = 4
-"""The ring grows by one slot for each of this number of slots. So a consumer that holds a whole epoch waits only a few times."""
+"""The ring grows by one slot for each 4 slots that it has. So a consumer that holds a whole epoch waits only a few times."""
 
 COLLECT_AFTER = 0.25
 """Seconds after which all garbage is collected, in case it holds the slots."""
@@ -38,9 +38,9 @@ class HeldSlots:
         return self._ring.held - needed > self._ring.slots // 2
 
     def push(self, generation: int) -> None:
-        """Have the framework, and garbage up to ``generation``, let go of batches that are no longer needed.
+        """Have the framework release batches that it no longer needs, and collect garbage up to ``generation``.
 
-        JAX lets go of finished batches whenever garbage is collected; of the youngest generation alone, that takes microseconds.
+        JAX releases finished batches whenever garbage is collected; the youngest generation alone takes microseconds.
         An older one may hold the reference cycle in which ``fit`` leaves its batches when it is left early.
         """
         self._front_end.release()

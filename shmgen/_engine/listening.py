@@ -24,7 +24,7 @@ class Listening:
 
     def __init__(self, workers: Workers) -> None:
         self.lock = threading.RLock()
-        # The last exception that was raised where all is in order, such as an interrupt of a wait.
+        # The last exception that left the state consistent, such as an interrupt of a wait.
         self.clean_error: BaseException | None = None
         self._workers = workers
         self._returned = threading.Condition(self.lock)

@@ -197,7 +197,7 @@ class Pool:
         return [Event(-1, EventKind.DONE, reports)] if reports else []
 
     def _receive(self, fd: int, what: int) -> list[Event]:
-        """The events behind a descriptor of a worker's."""
+        """The events to read from a worker's descriptor."""
         number = self._by_fd[fd]
         child = self._workers[number].child
         if what & select.EPOLLOUT:

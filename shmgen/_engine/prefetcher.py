@@ -257,7 +257,7 @@ class Prefetcher:
         self._meter.late_wait += waited * late
 
     def _keep_up(self) -> None:
-        """What is due after a batch was handed out. An error that ends everything is for the next request."""
+        """Do what is due after a batch was handed out. The next request raises an error that ends the run."""
         try:
             if self._schedule.runs_low:
                 if self._held.are_many(needed=1):

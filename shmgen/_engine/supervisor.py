@@ -316,5 +316,5 @@ class Supervisor:
 
 
 def _claim(ticket: Ticket, row: int | None, *, begun: bool) -> Claim:
-    """A claim; of a single row it is known which one it is at."""
+    """A claim. If the ticket has a single row, the reader is known to be at that one."""
     return Claim(ticket, begun, 0 if row is None and begun and ticket.stop - ticket.start == 1 else row)

@@ -14,7 +14,7 @@ from shmgen._worker import protocol
 
 
 class EventKind(Enum):
-    """What can happen. The detail is what a worker's message has pickled in it; of other events, what stands after the colon."""
+    """What can happen. The detail of a worker's message is what is pickled in it; other events name theirs after the colon."""
 
     READY = protocol.READY  # this and the next ones are the words that a worker's messages begin with
     FAILED = protocol.FAILED

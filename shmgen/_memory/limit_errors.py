@@ -42,7 +42,7 @@ def named() -> Iterator[None]:
 
 def note(error: Exception) -> None:
     """Add to the notes of ``error``, which comes from the user's code, the limit that it is about, if any."""
-    if not isinstance(error, BlockingIOError) and (limit := reached(error)):  # a socket of theirs may block
+    if not isinstance(error, BlockingIOError) and (limit := reached(error)):  # a non-blocking socket of theirs raises it, too
         error.add_note(limit)
 
 

@@ -21,7 +21,7 @@ class Target(NamedTuple):
 
 
 class Counters(NamedTuple):
-    """What has been done since the loader was made, and what there is to do it with."""
+    """What has been done since the loader was made, and the workers and readers there are to do it."""
 
     time: float  # seconds, of a monotonic clock
     rows: int  # that have been read

@@ -32,7 +32,7 @@ MUST_BE_SAME = {
 
 
 def identity(sampler: Sampler, ids: str) -> dict[str, Any]:
-    """What a state is of; only a loader with the same values, those of batches aside, resumes from it. ``ids`` is a hash."""
+    """What a state belongs to: a loader resumes from it only with the same values, except those of batches. ``ids`` is a hash."""
     weights, lengths = sampler.weights, sampler.lengths
     return {
         "samples": sampler.samples,

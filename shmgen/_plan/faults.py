@@ -15,7 +15,7 @@ DEATHS = 3
 """A row at which this number of workers died is unreadable."""
 
 STAYS = 0.5
-"""A reader that has been at a row for this fraction of ``timeout`` seems to stay there."""
+"""A reader that has been at a row for this fraction of ``timeout`` may be stuck there."""
 
 
 class Claim(NamedTuple):
@@ -142,7 +142,7 @@ class Watch:
             self._moved = now
 
     def deadline(self, asked: float, timeout: float, patience: float) -> float:
-        """When the worker should have come further, if a request has waited since ``asked``; between two no worker is late.
+        """By when the worker should make progress, if a request has waited since ``asked``; between requests no worker is late.
 
         It has ``timeout`` seconds for a row, and ``patience`` to take a ticket, while its process may not be running.
         """

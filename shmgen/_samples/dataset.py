@@ -10,7 +10,7 @@ import numpy as np
 from shmgen.errors import InputError
 
 OWN_TYPES = (str, bytes, list, tuple, range, set, frozenset, Mapping)
-"""Never data sets, also where something else is wrong with them as ids."""
+"""Types that are never data sets, even if they can't be ids either."""
 
 DATASETS = {("torch", "Dataset"), ("datasets", "Dataset")}
 """Base classes of data sets: the package, and the name."""
@@ -21,7 +21,7 @@ REFUSED = {
     ("tensorflow", "DatasetV2"): "pass the ids or file names that it was made of, and a function of them as source=",
     ("keras", "PyDataset"): "it makes batches; pass the ids that it was made of, and a function that reads one sample as source=",
 }
-"""Other base classes, and what to do in place of passing such an object."""
+"""Base classes of objects that are refused, with the remedy."""
 
 
 class Dataset(Protocol):

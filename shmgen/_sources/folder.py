@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 FOUND_BY_SCAN = errno.ENOENT, errno.EACCES, errno.EIO
-"""Errors, of paths, of rights or of the disk, that other files are likely to have too."""
+"""Errors of paths, permissions and disks, which other files are likely to have too."""
 
 SCAN = "; `python -m shmgen scan` finds all such files: repair them, or leave their ids out"
 

@@ -42,7 +42,7 @@ class Hdf5(BuiltinSource):
             dataset for each sample; ids are the names of these. Or a name with ``{id}`` in it, ``"{id}/image"`` for instance, by
             which the dataset of each sample is found. By default, the group of all that is in the file.
         swmr: whether another process writes to the file meanwhile, in h5py's mode for a single writer and multiple readers.
-            Samples are those that are there when the loader is made.
+            The samples are those that exist when the loader is made.
         allow_unwritten: whether chunks that were never written are read as 0. They are damage otherwise, of a file that was not
             written to its end, unless the dataset was created with a ``fillvalue``, which stands for them then.
 

@@ -1,4 +1,4 @@
-"""Image files become arrays: decoded, turned as the camera says, of the mode and size that a row has.
+"""Makes arrays of image files: decodes them, turns them upright, and gives them the mode and size of a row.
 
 Plain 8-bit JPEGs are decoded by simplejpeg, and pixels of 8 bits are resized by cykooz-resizer, where these two packages are
 installed. They compute what Pillow computes in less than half of its time: decoded numbers are the same, since both use
@@ -165,7 +165,7 @@ class ImageDecoder(NamedTuple):
         return self._finished(self._converted(image, raw, white), scale, fitted, box, orientation)
 
     def _finished(self, pixels: np.ndarray, scale: int, fitted: tuple[int, int] | None, box: Box, orientation: int) -> np.ndarray:
-        """Resize, turn and pad pixels that were decoded at 1 / ``scale`` of the image's size; for the others, see `_fitted`."""
+        """Resize, turn and pad pixels that were decoded at 1 / ``scale`` of the image's size; `_fitted` gives the rest."""
         height, width = pixels.shape[:2]
         box = (box[0] / scale, box[1] / scale, box[2] / scale, box[3] / scale)
         if fitted is not None and (fitted, box) != ((width, height), (0, 0, width, height)):
@@ -177,7 +177,7 @@ class ImageDecoder(NamedTuple):
         return pixels if self.size is None or pixels.shape[:2] == self.size else _padded(pixels, self.size)
 
     def _fitted(self, size: tuple[int, int], *, swapped: bool) -> tuple[tuple[int, int] | None, Box]:
-        """The width and height that an image is resized to, and the part of it that is; both before it is turned."""
+        """The width and height that an image is resized to, and the part of it that is resized; both before it is turned."""
         whole = (0.0, 0.0, float(size[0]), float(size[1]))
         if self.size is None:
             return None, whole

@@ -30,7 +30,7 @@ class Images(FolderSource):
     """The image files ``<folder>/<id>``, one a sample: JPEG, PNG, WebP, TIFF, and other formats of Pillow's.
 
     Rows have the shape ``(height, width, channels)``; their numbers go from 0 to 255, or to 65,535 with 16 bits. Images are
-    turned as the camera has noted in them (EXIF). Of several frames it is the first.
+    turned as the camera has noted in them (EXIF). Of several frames, the first is read.
 
     A JPEG that is much larger than a row is decoded at a half, a quarter or an eighth of its size, though never at less than
     twice the size of a row. A number then differs from what the whole image would give by 10 of 255 at most on photographs, and
@@ -41,7 +41,7 @@ class Images(FolderSource):
     ``pillow_heif.register_heif_opener()``.
 
     Args:
-        folder: where the files are, and beyond which no id may lead; or a URL, as for `Npy`. None where ids are paths.
+        folder: the folder of the files, out of which no id may lead; or a URL, as for `Npy`. None where ids are paths.
         size: height and width in pixels of what an image becomes; an int for both. By default, images keep their sizes.
         mode: ``"RGB"``; ``"L"`` for grey; ``"RGBA"``; ``"I;16"`` for grey of 16 bits, dtype uint16; or ``"P"`` for the numbers in
             the file themselves, those of a palette's colours or of grey of 1 to 8 bits, as masks have them. Images of another
@@ -73,7 +73,7 @@ class Images(FolderSource):
         >>> X.shape, X.dtype
         ((4, 32, 48, 3), dtype('uint8'))
 
-        A part of each image, of 24 x 24 pixels, wherever chance puts it:
+        A random part of each image, of 24 x 24 pixels:
 
         >>> def crop(x, rng):
         ...     top, left = rng.integers(x.shape[0] - 23), rng.integers(x.shape[1] - 23)

@@ -57,7 +57,7 @@ class Npy(FolderSource):
     """The files ``<folder>/<id>.npy``, one a sample; an id may name a sub-folder, as ``cats/001`` does.
 
     Args:
-        folder: where the files are, and beyond which no id may lead; or a URL, ``https://``, ``s3://``, ``gs://``, or any other
+        folder: the folder of the files, out of which no id may lead; or a URL, ``https://``, ``s3://``, ``gs://``, or any other
             that fsspec knows, or `Remote` of one. None where ids are paths, with or without ``.npy``.
         dim: shape of a sample without its channels; or its whole shape, where ``n_channels`` is left out.
         n_channels: size of the last axis. Where it is 1, a file of shape ``dim`` is taken, too, and gets that axis.

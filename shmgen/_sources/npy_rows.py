@@ -31,19 +31,19 @@ class NpyRows(BuiltinSource):
     An id is the number of a row, or of a window, from 0; or a text that has a line in a file of ids.
 
     Args:
-        file: the file, in C order. It may be larger than memory. Or its URL, or `Remote` of it: rows are got by themselves,
+        file: the file, in C order. It may be larger than memory. Or its URL, or `Remote` of it: only the rows are fetched,
             neighbours together.
         dtype: of a row, if it is one of ml_dtypes, such as bfloat16, which a file does not name. Rows are not cast.
         columns: which elements of a row's last axis a sample has, in this order, as of a table; an int for one column, without an
             axis for it. None: all.
         window: a sample is this number of the file's rows, one after the other. None: it is one row, without an axis for them.
-        stride: rows from the begin of one sample to that of the next: sample k begins at row ``offset + k * stride``.
+        stride: rows from the start of one sample to the start of the next: sample k begins at row ``offset + k * stride``.
         offset: the row at which sample 0 begins, in each series.
         step: rows from one row of a window to the next.
         series: how many rows each series has, where the file has several, one after the other. No window lies in two of them;
             samples are numbered through all.
         ids: a text file of the rows' ids, or its URL, or `Remote` of it: a line each, as `shmgen pack` writes it beside the rows.
-            It is read once; workers know the numbers of rows, at no more than 4 bytes an id (8 from 2³² rows on), once for all.
+            It is read once; all workers share the numbers of rows, which take at most 4 bytes an id (8 from 2³² rows on).
 
     Attributes:
         file: as it is if it is a URL; else as an absolute path.
@@ -176,7 +176,7 @@ class NpyRowsReader(RowsReader):
         return os.pread(fd, len(self._raw), 0) == self._raw
 
     def _fetch(self, remote: Remote, firsts: Sequence[int], data: memoryview, begun: Any) -> None:
-        """Get the rows that samples span, or what is kept of them: by one request those that are neighbours."""
+        """Get the rows that samples span, from the cache, or by one request for each run of neighbours."""
         layout = self.layout
         size, apart = layout.windows.span * layout.row_bytes, layout.windows.stride * layout.row_bytes
         missing = [

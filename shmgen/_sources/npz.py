@@ -138,8 +138,8 @@ def _array(archive: ZipFile, info: ZipInfo, row: np.ndarray | None) -> np.ndarra
 
 
 def _explained(error: Exception) -> Exception:
-    """An error of an archive, in the words of others."""
-    if isinstance(error, OSError | FormatError) or "null byte" in str(error):  # in an id that makes no path
+    """An error of an archive, worded as those of other files."""
+    if isinstance(error, OSError | FormatError) or "null byte" in str(error):  # in an id that can't be a path
         return error
     text = str(error) or type(error).__name__
     return FormatError(f"expected an .npz file, found one that is truncated, damaged or of another format: {text}")

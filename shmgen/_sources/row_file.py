@@ -151,7 +151,7 @@ class RowLayout(NamedTuple):
 
 
 FOREIGN = ">" if sys.byteorder == "little" else "<"
-"""How the dtype of numbers begins whose bytes are in the other order."""
+"""The first character of the dtype of numbers in the other byte order."""
 
 
 class RowFile:

@@ -57,7 +57,7 @@ class FsspecStore(Store):
         system, root = self._open()
         path = f"{root.rstrip('/')}/{name}" if name else root
         try:
-            # Asked for only while a loader is made.
+            # The size is requested only when a loader is made.
             total = system.info(path)["size"] if start == 0 and stop is not None else None
             data = system.cat_file(path, start=start or None, end=stop if total is None else min(stop or total, total))
         except (FileNotFoundError, IsADirectoryError, KeyError, PermissionError, NotImplementedError) as error:

@@ -193,7 +193,7 @@ def in_rounds(measure: Callable[[int], Measurement], counts: Sequence[int], sett
     """Measure each number of workers in `ROUNDS` rounds, and in more until they are ``settled``."""
     rounds: Rounds = []
     while len(rounds) < ROUNDS or (len(rounds) < MAX_ROUNDS and not settled(rounds)):
-        # To and fro: what changes while a round lasts favours neither few workers nor many.
+        # Back and forth: what changes while a round lasts favours neither few workers nor many.
         measured = {workers: measure(workers) for workers in counts[:: -1 if len(rounds) % 2 else 1]}
         rounds.append([measured[workers] for workers in counts])
     return rounds
