@@ -60,8 +60,7 @@ class InProcess:
             finally:
                 self._at[BUSY - ROW] += time.monotonic_ns() - began
                 self._cpu += time.thread_time_ns() - used
-                # One statement, so that a signal's handler can't raise halfway: if it raises before, the ticket is done again; if
-                # after, the event is recorded.
+                # One statement, so that a signal's handler can't raise halfway: the ticket is done again, or the event recorded.
                 self._tickets, self._events = self._tickets[1:], [*self._events, event]
         else:
             select.select([self._wakeup.fd], [], [], timeout)

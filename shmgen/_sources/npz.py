@@ -39,8 +39,7 @@ class Npz(FolderSource):
         folder: where the files are, or its URL, as for `Npy`; None where ids are paths, with or without ``.npz``.
 
     Raises:
-        SampleError: by `bind`, or from a request for a batch: a file can't be read. It names the file, what was expected and what
-            was found.
+        SampleError: by `bind`, or from a request for a batch: a file can't be read. It names the file and the fault.
 
     Examples:
         >>> for id in ids:

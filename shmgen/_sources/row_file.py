@@ -1,7 +1,7 @@
 """Rows of one file: which of them are a sample, and how they get from the file into a batch.
 
-What lies in memory is copied from a mapping, by one call of NumPy for all samples of a ticket. What is not in memory yet is read,
-after the system has been told of all the reads. Workers import this module, so NumPy is imported only once a mapping pays.
+Neighbours are read by one call. Other samples are copied from a mapping, by one call of NumPy, where they lie in memory; if not,
+the system is told of all reads before the first. Workers import this module, so NumPy is imported only once a mapping pays.
 """
 
 from __future__ import annotations
@@ -178,11 +178,18 @@ class RowFile:
         layout = self._layout
         before = written(self.fd)
         is_there = before[1] >= layout.end
-        if self._may_map and not io_waits and is_there and (self._mapped is not None or self._maps()):
+        together = self._are_neighbours(firsts)
+        if self._may_map and not (io_waits or together) and is_there and (self._mapped is not None or self._maps()):
             self._copy(firsts, data)
         else:
-            layout.fill(lambda rows: self._read(firsts, rows, begun, io_waits), len(firsts), data)
+            layout.fill(lambda rows: self._read(firsts, rows, begun, io_waits, together), len(firsts), data)
         refuse_change(self.fd, before)
+
+    def _are_neighbours(self, firsts: Sequence[int]) -> bool:
+        """Whether one read takes all samples, with no other rows between them; then it is as fast as a copy from a mapping."""
+        windows = self._layout.windows
+        neighbours = range(firsts[0], firsts[0] + len(firsts) * windows.stride, windows.stride)
+        return windows.stride <= windows.span and firsts[-1] == neighbours[-1] and list(firsts) == list(neighbours)
 
     def _maps(self) -> bool:
         if self._filled <= UNMAPPED and "numpy" not in sys.modules:
@@ -217,15 +224,13 @@ class RowFile:
             # `take` would copy the whole of a view whose samples overlap.
             layout.write(mapped[np.asarray(firsts)], data)
 
-    def _read(self, firsts: Sequence[int], data: memoryview, begun: Any, io_waits: bool) -> None:
+    def _read(self, firsts: Sequence[int], data: memoryview, begun: Any, io_waits: bool, together: bool) -> None:
         begin, row_bytes, distance = self._layout.begin, self._layout.row_bytes, self._layout.windows.stride
         size, apart = self._layout.windows.span * row_bytes, distance * row_bytes
         if io_waits:
             for start, stop in runs(firsts, range(len(firsts)), distance):
                 length = (stop - start - 1) * apart + size
                 os.posix_fadvise(self.fd, begin + firsts[start] * row_bytes, length, os.POSIX_FADV_WILLNEED)
-        neighbours = range(firsts[0], firsts[0] + len(firsts) * distance, distance)
-        together = apart <= size and firsts[-1] == neighbours[-1] and list(firsts) == list(neighbours)
         # If rows are missing, they are read one by one, to know which is the first.
         if together and self._read_together(begin + firsts[0] * row_bytes, apart, size, data):
             return

@@ -1,7 +1,6 @@
 """The command line: ``shmgen``, or ``python -m shmgen``.
 
-Each command has a function that adds its parser, and one that runs it and returns the exit status. What a command needs is
-imported when it runs.
+Each command has a function that adds its parser, and one that runs it, imports what it needs, and returns the exit status.
 """
 
 from __future__ import annotations

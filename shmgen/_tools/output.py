@@ -1,7 +1,6 @@
 """The output of the command line: a progress bar, tables, JSON, a plot.
 
-A file's name may hold any characters: none is taken for markup, and those that the stream can't encode, or that control a
-terminal, are escaped.
+A file's name may hold any characters. Those that the stream can't encode, or that control a terminal, are escaped.
 """
 
 from __future__ import annotations

@@ -76,8 +76,7 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
     another callback sets ``stop_training``, for instance before a machine is taken away, that is an interruption like others,
     and the state is saved at that batch.
 
-    If a state can't be written, for instance because the disk is full, the log says so once, the last state stays, and training
-    goes on.
+    If a state can't be written, as on a full disk, the log says so once, the last state stays, and training goes on.
 
     Args:
         folder: has the states, files ``state-000001.npz``, ..., which `numpy.load` can read. If several ranks train together,
