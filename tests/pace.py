@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import time
 
+AT_ONCE, PROMPTLY = 2.0, 6.0
+"""Seconds within which must happen what is promised at once, and what takes a few starts of workers."""
+
 PROBE = 0.05
 """Processor time, in seconds, spent on measuring the share of a processor that this process gets."""
 

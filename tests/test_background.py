@@ -96,9 +96,7 @@ def test_too_many_damaged_samples_are_raised_by_the_next_request(folder: Callabl
 
 
 @pytest.mark.usefixtures("unhurried")
-def test_an_unexpected_error_ends_the_run(
-    folder: Callable[..., DataSet], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_internal_errors_end_the_run(folder: Callable, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """An unexpected error in the thread is logged with its traceback, and raised by the next request, which does not hang."""
     data = folder(400)
     with Loader(data.ids, data.labels, 4, data_dir=data.path, workers=2) as loader:

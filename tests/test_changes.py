@@ -108,9 +108,7 @@ def test_files_rewritten_during_an_epoch(folder: Callable[..., DataSet], shape: 
     assert read
 
 
-def test_a_file_that_changes_between_two_reads_is_an_error(
-    folder: Callable[..., DataSet], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_that_changes_between_two_reads_is_an_error(folder: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file that is rewritten between two reads of its parts raises an error, although size and header fit."""
     data = folder(2, (300, 300))
     path = data.file("id-1")

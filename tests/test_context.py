@@ -146,9 +146,7 @@ with Loader(range(8), batch_size=4, source=lambda id: [id], workers=1) as loader
 
 
 @pytest.mark.parametrize("entry", ["", "sub/.."], ids=["empty", "relative"])
-def test_relative_path_entries_survive_chdir(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forgotten: Callable, entry: str
-) -> None:
+def test_relative_paths_survive_chdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forgotten: Callable, entry: str) -> None:
     """Workers import a module from the folder that a relative entry meant first, even after the process changes its folder."""
     forgotten("beside")
     for folder, code in {"here": TENFOLD, "there": "def fill(id): return [-1, -1, -1]"}.items():

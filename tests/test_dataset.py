@@ -89,9 +89,7 @@ def test_unusable_data_sets_are_refused() -> None:
         Loader(made(np.square), batch_size=4, source=np.square)
 
 
-def test_a_framework_in_workers_is_logged_once(
-    tmp_path: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_frameworks_are_logged_once(tmp_path: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """A framework that workers import is logged once, with seconds and memory, however many workers start.
 
     Here, a module of the test with the name jax replaces the framework.

@@ -173,9 +173,7 @@ def test_close_is_not_an_error(folder: Callable, caplog: pytest.LogCaptureFixtur
 
 
 @pytest.mark.usefixtures("hidden")
-def test_exceptions_of_other_libraries_are_kept_too(
-    folder: Callable, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_other_errors_are_kept_too(folder: Callable, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     """An exception from the main process whose class needs several arguments is logged and kept, too."""
 
     class Odd(Exception):

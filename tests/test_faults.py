@@ -19,7 +19,7 @@ import numpy as np
 import psutil
 import pytest
 from conftest import Asking, DataSet, until_waiting, wait_until
-from pace import Deadline
+from pace import PROMPTLY, Deadline
 from ways import BATCH, as_bytes, filling, flat, kill, made, mend, reader, run, stop, who_reads
 
 from shmgen import Function, Loader, SampleError, Source, StartError, WorkerDied
@@ -29,9 +29,6 @@ from shmgen._worker import launch
 # Functions and sources are defined inside functions: for those of this module, workers would import pytest.
 
 N = 30
-
-PROMPTLY = 6.0
-"""Seconds that "promptly" means: the time of a few starts of workers."""
 
 
 # Workers that die
@@ -312,9 +309,7 @@ def test_idle_workers_end_and_start_again(folder: Callable[..., DataSet], monkey
         assert len(loader.state.workers) == 2
 
 
-def test_unused_loaders_are_logged(
-    folder: Callable[..., DataSet], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_unused_loaders_are_logged(folder: Callable, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """When a fifth loader is made while four are unused, this is logged, once."""
     monkeypatch.setattr(prefetcher, "UNUSED_AFTER", 0.0)
     data = folder(4)

@@ -11,15 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import Asking, until_waiting, wait_until
-from pace import Deadline
+from pace import AT_ONCE, Deadline
 from ways import N, computed, rows
 
 from shmgen import ClosedError, FunctionError, InputError, Loader, Source, Values
 
 # Functions are defined inside tests: for a function of this module, workers would import pytest and Keras.
-
-PROMPTLY = 2.0
-"""Seconds that "promptly" means."""
 
 
 def failing(number: int = 7) -> tuple[Callable[..., Any], str]:
@@ -211,10 +208,10 @@ def test_close_ends_a_function_that_never_ends(tmp_path: Path) -> None:
     until_waiting(loader)
     wait_until(path.exists, "the function has begun")
 
-    promptly = Deadline(PROMPTLY)
+    promptly = Deadline(AT_ONCE)
     loader.close()
 
-    assert isinstance(thread.outcome(PROMPTLY), ClosedError)
+    assert isinstance(thread.outcome(AT_ONCE), ClosedError)
     assert not promptly.passed
 
 

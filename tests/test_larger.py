@@ -18,8 +18,6 @@ from shmgen._sources.npy import NpyReader
 
 N = 24
 
-TEXT: Any = "0"
-
 
 def pictures(folder: Path, dtype: Any = np.uint8) -> list[str]:
     """Write a file for each of ``N`` ids, of shapes from (5, 6) to (12, 12): element (i, j) of number n is 1000 n + 20 i + j."""
@@ -406,7 +404,7 @@ def test_padding_in_any_dtype(tmp_path: Path, dtype: str) -> None:
     ("make", "text"),
     [
         pytest.param(lambda folder: Npy(folder, pad_value=0), "pad_value: expected with dim", id="no-dim"),
-        pytest.param(lambda folder: Npy(folder, dim=8, pad_value=TEXT), "pad_value: expected a number, found '0'", id="text"),
+        pytest.param(lambda folder: Npy(folder, 8, pad_value="0"), "expected a number, found '0'", id="text"),  # type: ignore[arg-type]
         *(
             pytest.param(
                 lambda folder, dtype=dtype, value=value: Loader(

@@ -17,14 +17,11 @@ import numpy as np
 import pytest
 from conftest import GONE_WITHIN, Asking, Script, until_waiting
 from leftovers import Gone, names
-from pace import Deadline
+from pace import AT_ONCE, Deadline
 from ways import answer, made, who_reads
 
 import shmgen._memory.ring
 from shmgen import ClosedError, Loader, SampleError
-
-AT_ONCE = 2.0
-"""Seconds that "promptly" means."""
 
 CTRL_C_WITHIN = 0.5
 """Seconds after Ctrl-C until all processes must have ended."""
@@ -61,7 +58,7 @@ def test_a_script_that_ends_without_close_leaves_nothing(folder: Callable, scrip
     assert not names()
 
 
-AMID = """
+ITERATING = """
 def main():
     loader = Loader(IDS, LABELS, 4, data_dir=DATA, workers=2)
     for _ in range(3):
@@ -82,7 +79,7 @@ def main():
 main()
 """
 
-STATES = [pytest.param(AMID, False, id="during-iteration"), pytest.param(WAITING, True, id="waiting-for-a-fifo")]
+STATES = [pytest.param(ITERATING, False, id="during-iteration"), pytest.param(WAITING, True, id="waiting-for-a-fifo")]
 
 
 def ready(folder: Callable, script: Callable, code: str, fifo: bool, name: str = "data", **options: object) -> Script:
@@ -378,7 +375,7 @@ say("done")
 
 
 FAILURES = {
-    "a-bad-first-file": (SampleError, {"list_IDs": ["nobody"], "labels": None, "batch_size": 1}),
+    "a-bad-first-file": (SampleError, {"list_IDs": ["missing"], "labels": None, "batch_size": 1}),
     "no-memory": (OSError, {}),
     "no-interpreter": (OSError, {}),
     "no-process": (OSError, {}),

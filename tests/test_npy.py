@@ -85,9 +85,7 @@ def test_every_same_kind_cast_gives_what_numpy_gives(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("dim", "n_channels", "bare_first"), [((4, 5), 1, True), ((4, 5), None, False), (None, 1, False)])
-def test_with_one_channel_files_with_and_without_it_mix(
-    tmp_path: Path, dim: object, n_channels: int | None, bare_first: bool
-) -> None:
+def test_files_with_and_without_a_channel_mix(tmp_path: Path, dim: object, n_channels: int | None, bare_first: bool) -> None:
     """With one channel, files of shapes ``dim`` and ``(*dim, 1)`` may be mixed in one folder."""
     for id in range(6):
         bare = (id % 2 == 0) == bare_first

@@ -17,7 +17,7 @@ import pytest
 from bad_files import npy, put
 from conftest import ROOT, DataSet, Ran, Script
 from test_memory import PRIVATE, mounts  # noqa: F401 # a fixture
-from test_scan import in_a_process
+from test_scan import in_bash
 
 from shmgen import InputError, Loader, Npy, NpyRows
 from shmgen._tools.pack import Packed, pack
@@ -177,9 +177,7 @@ def test_skip_damaged_leaves_damaged_files_out(data: DataSet, target: Path, cli:
 
 
 @pytest.mark.parametrize(("number", "skip"), [(0, True), (1, False)])
-def test_files_that_break_after_the_check(
-    data: DataSet, target: Path, monkeypatch: pytest.MonkeyPatch, number: int, skip: bool
-) -> None:
+def test_damage_after_the_check(data: DataSet, target: Path, monkeypatch: pytest.MonkeyPatch, number: int, skip: bool) -> None:
     """A file that breaks after it was checked is named; nothing is packed, or with ``skip_damaged`` all other files."""
     monkeypatch.setattr("shmgen._tools.scan.BATCH_BYTES", 4 * 48)
     id = sorted(data.ids)[number]
@@ -297,8 +295,7 @@ def test_a_place_that_cannot_be_written_to(data: DataSet, target: Path, script: 
 
 def test_a_limit_on_the_size_of_files(data: DataSet, target: Path) -> None:
     """If a limit on file sizes is exceeded, the error names ``ulimit -f``."""
-    command = f"ulimit -f 1; {sys.executable} -m shmgen pack {data.path} {target} --workers 0"
-    done = in_a_process("-c", command, command=["bash"])
+    done = in_bash(f"ulimit -f 1; {sys.executable} -m shmgen pack {data.path} {target} --workers 0")
     assert done.returncode == 2
     assert "ulimit -f" in done.stderr
     assert "Traceback" not in done.stderr

@@ -374,9 +374,7 @@ def test_self_signed_certificates(secure: tuple[str, Path], file: bytes, monkeyp
     assert got(files, "id-7.npy") == got(files, "id-7.npy") == file
 
 
-def test_proxies_from_the_environment(
-    served: tuple[Path, int], file: bytes, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_proxies_of_the_environment(served: tuple[Path, int], file: bytes, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
     """The proxy of the variable http_proxy is used, with its password, unless no_proxy names the host."""
     url = f"http://127.0.0.1:{served[1]}"
     monkeypatch.setenv("http_proxy", proxy.url.replace("//", "//me:pass%20word@"))

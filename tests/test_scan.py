@@ -19,14 +19,14 @@ from typing import Any
 import numpy as np
 import pytest
 from bad_files import BAD, GOOD, SOUND, STALLING, npy, put
-from conftest import ROOT, Ran, struck_by_ctrl_c
+from conftest import ROOT, Ran, python, struck_by_ctrl_c
 
 from shmgen import Hdf5, Images, InputError, Loader, Npy, NpyRows, Npz, ScanReport, scan
 from shmgen._samples.sample_spec import SampleSpec
 from shmgen._tools.listing import list_folder
 from shmgen._tools.scan import Kind, judge
 
-COMMAND = [sys.executable, "-W", "error", "-m", "shmgen"]
+SCAN = ["-W", "error", "-m", "shmgen", "scan"]
 
 
 @pytest.fixture
@@ -431,21 +431,13 @@ def test_wrong_usage(data: Path, tmp_path: Path, cli: Callable[..., Ran]) -> Non
         assert message in done.err
 
 
-def in_a_process(*words: object, **options: Any) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end in a process of its own."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), **options.pop("env", {})}
-    command = [*options.pop("command", COMMAND), *map(str, words)]
-    return subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True, check=False, **options)
-
-
 def test_a_terminal_gets_a_progress_bar(data: Path) -> None:
     """On a terminal there is a progress bar on standard error; standard output has only the result."""
     ours, theirs = pty.openpty()
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm", "COLUMNS": "100"}
-    command = [*COMMAND, "scan", str(data), "--json", "--workers", "0"]
+    options: dict[str, Any] = {"env": {"TERM": "xterm", "COLUMNS": "100"}, "capture_output": False, "stdout": subprocess.PIPE}
     with os.fdopen(ours, "rb", buffering=0) as terminal:
         try:
-            done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=theirs, check=True)
+            done = python(*SCAN, data, "--json", "--workers", 0, stderr=theirs, check=True, **options)
         finally:
             os.close(theirs)
         seen = read_all(terminal)
@@ -480,8 +472,7 @@ def test_ascii_output(data: Path) -> None:
     """If the output's encoding is ASCII, the table has only ASCII characters."""
     put(data / "日本.npy", b"")
 
-    env = {"PYTHONIOENCODING": "ascii", "LC_ALL": "C"}
-    done = in_a_process("scan", data, "--workers", 0, env=env, stdout=subprocess.PIPE)
+    done = python(*SCAN, data, "--workers", 0, env={"PYTHONIOENCODING": "ascii", "LC_ALL": "C"})
 
     assert done.returncode == 1
     assert "\\u65e5\\u672c" in done.stdout
@@ -489,14 +480,19 @@ def test_ascii_output(data: Path) -> None:
     assert "\\u2500" not in done.stdout
 
 
+def in_bash(command: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run a command line of bash to its end, with this checkout importable."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(["bash", "-c", command], env=environment, stderr=subprocess.PIPE, text=True, check=False, **options)
+
+
 @pytest.mark.parametrize("closed", ["<&- >&- 2>&-", "| true"])
 def test_closed_streams(data: Path, closed: str) -> None:
     """With streams closed, as by cron or `head`, the exit status is right, and there is no traceback."""
     put(data / "bad.npy", b"")
     words = f"{sys.executable} -m shmgen scan {data} --workers 0 --good good"
-    shell = f"set -o pipefail; {words} {closed}"
 
-    done = in_a_process("-c", shell, command=["bash"], cwd=data.parent, stdout=subprocess.DEVNULL)
+    done = in_bash(f"set -o pipefail; {words} {closed}", cwd=data.parent, stdout=subprocess.DEVNULL)
 
     assert done.returncode == 1 or (closed == "| true" and done.returncode == 2)
     assert done.stderr == ""

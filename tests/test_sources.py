@@ -92,7 +92,7 @@ def test_a_missing_file_of_rows(tmp_path: Path) -> None:
 
 
 class Frame:
-    """Like a column of a data frame: looked up by label, but not a Mapping."""
+    """Has the methods of a mapping, but is no Mapping."""
 
     def __init__(self, values: dict[Any, Any]) -> None:
         self._values = values
@@ -107,8 +107,8 @@ class Frame:
 STR = ["a", "b", "c", "d"]
 
 
-def test_data_frame_columns_are_looked_up_by_id() -> None:
-    """A column of a data frame is looked up by id, like a mapping."""
+def test_objects_like_a_mapping_are_looked_up_by_id() -> None:
+    """An object that has a mapping's methods is looked up by id, like a mapping."""
     for ids, values in ((STR, dict(zip("abcd", (3, 1, 4, 1), strict=True))), ([5, 0, 2, 0], {5: 3, 0: 1, 2: 4})):
         frame: Any = Frame(values)
         for given in (frame, Values(frame)):

@@ -12,7 +12,7 @@ import numpy as np
 import psutil
 import pytest
 from conftest import Asking, DataSet, until_waiting, wait_until
-from pace import Deadline
+from pace import PROMPTLY, Deadline
 from ways import answer, as_bytes, made, reader, run, stop, who_reads
 
 from shmgen import ClosedError, Loader, SampleError
@@ -22,9 +22,6 @@ BATCH = 4
 
 SOON = 0.8
 """A ``timeout`` for reads that never end: much longer than any other read takes here, also on a busy machine."""
-
-PROMPTLY = 6.0
-"""Seconds within which the things that are promised "promptly" must happen: a few starts of workers."""
 
 
 def in_order(kind: str, data: DataSet, **options: Any) -> Loader:

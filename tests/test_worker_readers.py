@@ -481,9 +481,7 @@ def test_readers_end_when_the_main_process_has_gone(worker: Callable[..., Worker
 
 
 @pytest.mark.parametrize("waits", [False, True])
-def test_the_bell_rings_when_a_batch_has_been_read(
-    worker: Callable[..., Worker], monkeypatch: pytest.MonkeyPatch, waits: bool
-) -> None:
+def test_the_bell_rings_once_a_batch_is_read(worker: Callable[..., Worker], monkeypatch: pytest.MonkeyPatch, waits: bool) -> None:
     """The last ticket of a batch that a request waits for rings the bell; the tickets before do not.
 
     With several readers there may be more than one ring: a reader may check the batch after another reported its last ticket.

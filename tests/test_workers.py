@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import python, wait_until
-from pace import Deadline
+from pace import AT_ONCE, Deadline
 from ways import part_of
 
 from shmgen import Loader
@@ -20,9 +20,6 @@ from shmgen._engine.pool import Pool
 from shmgen._memory.records import REPORT
 from shmgen._plan.sampler import BatchId
 from shmgen._plan.schedule import Ticket
-
-AT_ONCE = 2.0
-"""Seconds within which the things that are promised "at once" must happen."""
 
 LEANEST = 45 * 2**20
 """The limit of a worker's RSS, in bytes."""

@@ -151,9 +151,7 @@ def arrays(model: keras.Model) -> dict[str, bytes]:
         pytest.param(two_optimizers, marks=not_jax),
     ],
 )
-def test_everything_that_training_changes_is_saved(
-    data: Callable[[], Sequence], tmp_path: Path, make: Callable[[], keras.Model]
-) -> None:
+def test_all_state_of_training_is_saved(data: Callable[[], Sequence], tmp_path: Path, make: Callable[[], keras.Model]) -> None:
     """A run that was interrupted, between or within epochs, and resumed ends with exactly the values of an uninterrupted run."""
 
     def fit(sequence: Sequence, *callbacks: Any) -> keras.Model:

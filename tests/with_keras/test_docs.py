@@ -61,9 +61,7 @@ IDS = [f"id-{number}" for number in range(16)]
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.torch if name == "Tensors" else ()) for name in PUBLIC])
-def test_the_example_of_a_public_name_runs(
-    home: Path, name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_public_examples_run(home: Path, name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """The docstring of a public name has an example that runs."""
     if PUBLIC[name] in ("shmgen.torch", "shmgen.jax"):
         pytest.importorskip(PUBLIC[name].removeprefix("shmgen."))

@@ -20,7 +20,7 @@ from shmgen import InputError, Loader, Source, Values
 # Functions for workers are defined inside tests: to load those of a module, a worker would import the module, and pytest.
 
 
-def travellers(own: ModuleType) -> dict[str, Callable[..., Any]]:
+def functions_of_many_kinds(own: ModuleType) -> dict[str, Callable[..., Any]]:
     """Functions of several kinds that return ten times their argument, as a row."""
     factor = 10
 
@@ -91,7 +91,7 @@ def check_tenfold(functions: dict[str, Callable[..., Any]]) -> None:
 
 def test_functions_are_sent_to_workers(module: Callable) -> None:
     """A worker can call functions of all kinds as sources, and a closure as a transform."""
-    functions = travellers(module(OF_A_MODULE))
+    functions = functions_of_many_kinds(module(OF_A_MODULE))
     assert all(one.__class__.__module__ != __name__ or "<locals>" in type(one).__qualname__ for one in functions.values())
     check_tenfold(functions)
     found = rows(computed(transform=functions["closure"], shuffle=False, tail="keep", workers=1))
@@ -125,7 +125,7 @@ import functools
 
 say("begun")
 FACTOR = 10
-HELD = threading.Lock()  # what no function mentions need not travel
+HELD = threading.Lock()  # need not be sent, since no function uses it
 
 def times(factor, x):
     return np.full(3, factor * x, np.float64)
