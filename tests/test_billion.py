@@ -26,7 +26,7 @@ LOADERS = {
     "small batches": "Loader(range(n), None, 1, source=Function(number), workers=0)",
     "of steps": "Loader(range(5 * n, 0, -5), None, 64, source=Function(number), workers=0, tail='keep')",
     "with replacements": "Loader(range(n), None, 64, source=Function(number), workers=0, on_error='replace')",
-    "rows": "Loader(range(n), None, 64, source=NpyRows('all.npy'), workers=1)",
+    "rows": "Loader(range(n), None, 64, source=NpyRows('all.npy'), workers=0)",
     "rows, unshuffled": "Loader(range(n), None, 64, source=NpyRows('all.npy'), workers=0, shuffle=False)",
     "rows, backwards": "Loader(range(n - 1, -1, -1), None, 64, source=NpyRows('all.npy'), workers=0, shuffle=False)",
     "rows of HDF5": "Loader(range(n), None, 64, source=Hdf5('all.h5', 'rows'), workers=0)",
