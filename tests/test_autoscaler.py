@@ -51,6 +51,7 @@ class Case:
     reads: bool = True  # whether it may change the number of reads
 
 
+ALONE = Target(1, 1)
 SLOW = Machine(latency=0.01, slots=32)
 SLOW_SHORT = Machine(latency=0.01, slots=8)
 HTTP = Machine(latency=0.03, cost=3e-4, slots=32)
@@ -178,17 +179,6 @@ def test_it_comes_to_rest(machine: Machine, step: float) -> None:
     assert all(decision.at < 30.0 for decision in decisions(seen)), seen.decisions
 
 
-def test_what_was_refused_is_tried_ever_more_seldom() -> None:
-    """Workers that no processor is left for are removed, and tried again, each time after about twice as long."""
-    autoscaler = Autoscaler(("workers", "reads"), lambda workers, blocked: Target(4, 1), 64)
-    seen = Run(COMPUTES, autoscaler, Target(2, 1)).run(120.0)
-    tried = [decision.at for decision in decisions(seen) if decision.workers > 2]
-    gaps = [later - earlier for earlier, later in itertools.pairwise(tried)]
-    assert len(gaps) >= 3
-    assert all(later > 1.5 * earlier for earlier, later in itertools.pairwise(gaps)), seen.decisions
-    assert all(decision.workers == 2 for decision in decisions(seen)[1::2]), seen.decisions
-
-
 def test_it_follows_the_trainer() -> None:
     """When the trainer becomes slower, it gets fewer workers; when it becomes faster again, more."""
     seen = run(replace(COMPUTES, processors=8, step=0.1), Target(1, 1), 30.0)
@@ -224,11 +214,106 @@ def test_what_is_fixed_stays(room: Target) -> None:
         assert (seen.target, seen.decisions) == (Target(3, 2), "")
 
 
-def starved(limits: Target) -> Autoscaler:
-    """An autoscaler with these limits that has taken its first look."""
+def starved(limits: Target, first: Target = ALONE) -> Autoscaler:
+    """An autoscaler with these limits that has taken its first look, at the ``first`` numbers of workers and reads."""
     autoscaler = Autoscaler(("workers", "reads"), lambda workers, blocked: limits, 64)
+    autoscaler.target = first
     look(autoscaler, 0.0, 0.0, wait=0.0, busy=0.0, cpu=0.0)
     return autoscaler
+
+
+def steer(
+    autoscaler: Autoscaler, looks: int, rates: dict[int, float], *, cpu: float, wait: float = 1.0, seconds: float = 1.0
+) -> list[tuple[float, int, int]]:
+    """Take looks at the ``rates`` for each number of readers, which are all busy; return time, workers and reads of decisions."""
+    for _ in range(looks):
+        workers, readers = autoscaler.target.workers, autoscaler.target.readers
+        look(autoscaler, seconds, rates[readers], wait=wait, busy=readers, cpu=workers * cpu)
+    return [(decision.at, decision.workers, decision.reads) for decision in autoscaler.decisions]
+
+
+@pytest.mark.parametrize(
+    ("busy", "cpu", "room", "after"),
+    [
+        pytest.param(5.0, 0.4, Target(4, 32), Target(1, 32), id="blocked 92 %: twice the reads"),
+        pytest.param(5.0, 0.4, Target(4, 20), Target(1, 20), id="room for a quarter more reads: these"),
+        pytest.param(5.0, 0.4, Target(4, 19), Target(1, 16), id="room for less than a quarter more: nothing"),
+        pytest.param(4.0, 0.48, Target(4, 32), Target(1, 16), id="blocked 88 %, reads enough for a processor: nothing"),
+        pytest.param(4.0, 0.48, Target(4, 16), Target(2, 16), id="blocked 88 %, no room for reads: twice the workers"),
+    ],
+)
+def test_what_is_tried_for_a_trainer_that_waits(busy: float, cpu: float, room: Target, after: Target) -> None:
+    """More than 16 reads are tried if readers are blocked for most of the time and there is room; if there is none, workers."""
+    autoscaler = starved(room, Target(1, 16))
+    look(autoscaler, 1.0, 300.0, wait=0.0, busy=busy, cpu=cpu)
+    assert look(autoscaler, 1.0, 300.0, wait=0.9, busy=busy, cpu=cpu) == after
+
+
+@pytest.mark.parametrize(("cpu", "workers"), [(0.7, 6), (0.9, 8)], ids=["storage", "interpreter"])
+def test_readers_of_a_saturated_worker_wait_for_its_interpreter(cpu: float, workers: int) -> None:
+    """A trainer that waits 7/8 of its time gets 8 workers for one; or the 6 that keep a processor busy, if storage is slow."""
+    autoscaler = starved(Target(16, 4), Target(1, 4))
+    autoscaler.scaled = ("workers",)
+    assert steer(autoscaler, 2, {4: 300.0}, cpu=cpu, wait=0.875) == [(2.0, workers, 4)]
+
+
+def test_workers_are_not_added_if_they_would_only_share_the_reads() -> None:
+    """With 64 reads in flight, the most there may be, four workers would have 16 each in place of two with 32."""
+    autoscaler = Autoscaler(("workers", "reads"), limits_of(2), 64)
+    autoscaler.target = Target(2, 32)
+    assert steer(autoscaler, 3, {64: 300.0}, cpu=0.3) == []
+
+
+def test_a_change_that_was_refused_is_tried_more_seldom_and_watched_for_longer() -> None:
+    """Pauses and trials become twice as long with each refusal, trials up to a second; a change that helps starts anew."""
+    autoscaler = starved(Target(3, 1))
+    rates = {1: 20_000.0, 2: 20_000.0, 3: 40_000.0}
+    steer(autoscaler, 1000, rates, cpu=1.0, wait=0.5, seconds=1 / 32)
+    decided = steer(autoscaler, 1200, {**rates, 2: 40_000.0}, cpu=1.0, wait=0.5, seconds=1 / 32)
+    assert [workers for _, workers, _ in decided] == [2, 1] * 4 + [2, 3, 2, 3, 2]
+    # In looks of 1/32 s, less the one after each change: trials of 5, 10, 20 and 32 looks, pauses of 4, 8, 16 and 32 s.
+    gaps = [32 * (later - earlier) - 1 for (earlier, *_), (later, *_) in itertools.pairwise(decided)]
+    assert gaps == [5, 4 * 32, 10, 8 * 32, 20, 16 * 32, 32, 32 * 32, 32, 5, 4 * 32, 10]
+
+
+def test_a_change_that_helped_is_no_reason_to_try_what_was_refused() -> None:
+    """Fewer reads were refused for 4 seconds; a second worker then doubles the rate, and does not shorten them."""
+    autoscaler, rates = starved(Target(2, 4), Target(1, 4)), {1: 300.0, 4: 400.0, 8: 800.0}
+    # The seconds in which two batches are read after a change do not count.
+    assert steer(autoscaler, 10, rates, cpu=0.9) == [(2.0, 1, 1), (4.0, 1, 4), (6.0, 2, 4), (10.0, 2, 1)]
+
+
+@pytest.mark.parametrize("gain", [3.0, 4.0])
+def test_the_more_a_change_gained_the_later_the_opposite_is_tried(gain: float) -> None:
+    """Five reads are ``gain`` times as fast as one: one is tried again after that many times 4 seconds."""
+    autoscaler, rates = starved(Target(1, 32)), {1: 300.0, 5: 300 * gain}
+    assert steer(autoscaler, 1, rates, cpu=0.2) == [(1.0, 1, 5)]
+    assert steer(autoscaler, 2 + round(PATIENCE * gain), rates, cpu=0.8) == [(1.0, 1, 5), (3 + PATIENCE * gain, 1, 1)]
+
+
+@pytest.mark.parametrize(("rate", "kept"), [(2400.0, 8), (1200.0, 32)], ids=["as fast", "slower"])
+def test_a_gain_of_less_than_half_is_worth_fewer_reads(rate: float, kept: int) -> None:
+    """Thirty-two reads are eight times as fast as one: eight are tried, and kept if they are as fast as 32."""
+    autoscaler, rates = starved(Target(1, 32)), {1: 300.0, 32: 2400.0, 8: rate}
+    assert steer(autoscaler, 3, rates, cpu=0.02) == [(1.0, 1, 32), (3.0, 1, 8)]
+    steer(autoscaler, 3, rates, cpu=0.02)
+    assert autoscaler.target.reads == kept
+
+
+@pytest.mark.parametrize(("rate", "kept"), [(1070.0, 11), (1030.0, 10)])
+def test_a_worker_is_kept_for_half_of_what_it_could_bring(rate: float, kept: int) -> None:
+    """An eleventh worker could bring 10 %: it is kept if it brings 7 %, and removed if it brings 3 %."""
+    autoscaler = starved(Target(11, 1), Target(10, 1))
+    assert steer(autoscaler, 4, {10: 1000.0, 11: rate}, cpu=1.0, wait=0.08)[0] == (2.0, 11, 1)
+    assert autoscaler.target.workers == kept
+
+
+@pytest.mark.parametrize(("busy", "workers"), [(0.75, [2, 2, 1]), (0.85, [2, 2, 2])])
+def test_a_worker_is_removed_if_the_others_have_time_to_spare(busy: float, workers: list[int]) -> None:
+    """The second worker goes in the third window in which the first would be busy for less than 80 % of its time."""
+    autoscaler = starved(Target(2, 1), Target(2, 1))
+    look(autoscaler, 1.0, 300.0, wait=0.0, busy=busy, cpu=busy)
+    assert [look(autoscaler, 1.0, 300.0, wait=0.0, busy=busy, cpu=busy).workers for _ in range(3)] == workers
 
 
 def test_a_worker_that_starts_is_not_judged() -> None:
@@ -259,10 +344,8 @@ def test_what_lies_between_epochs_does_not_count() -> None:
 def test_a_slow_first_ticket_is_no_measure() -> None:
     """Reads that were added because the first ticket was slow, as while modules are imported, are taken back."""
     autoscaler = starved(Target(1, 32))
-    assert look(autoscaler, 0.5, 32.0, wait=1.0, busy=1.0, cpu=0.2).reads > 1
-    for _ in range(20):
-        reads = autoscaler.target.reads
-        look(autoscaler, 1.0, 20_000.0, wait=1.0, busy=1.0 * reads, cpu=1.0)
+    assert look(autoscaler, 0.5, 32.0, wait=1.0, busy=1.0, cpu=0.2).reads == 5
+    steer(autoscaler, 20, {1: 20_000.0, 5: 20_000.0}, cpu=1.0)
     assert autoscaler.target == Target(1, 1)
 
 
