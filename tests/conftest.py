@@ -336,7 +336,7 @@ class Ran:
         return json.loads(self.out)
 
 
-def struck_by_ctrl_c(*words: object, **options: Any) -> tuple[int, bytes, bytes]:
+def interrupted_by_ctrl_c(*words: object, **options: Any) -> tuple[int, bytes, bytes]:
     """Send Ctrl-C to a command once its two workers are alive, and check that they end; return exit status and output."""
     command = [sys.executable, "-W", "error", "-m", "shmgen", *map(str, words)]
     options = {"env": {**os.environ, "PYTHONPATH": str(ROOT)}, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}

@@ -298,14 +298,14 @@ class FakeWorkers:
 
     def _go_on(self, worker: int, reader: int) -> None:
         """A reader that has ended a ticket starts and ends readers of its worker, until there are as many as wanted."""
-        whose = self.workers[worker]
-        if not whose.reads and reader == 0:  # its main thread ends, and with it the process
+        owner = self.workers[worker]
+        if not owner.reads and reader == 0:  # its main thread ends, and with it the process
             self.die(worker, exitcode=0)
-        whose.readers[reader].gone = reader >= whose.reads
-        for number in range(whose.reads):
-            if number == len(whose.readers):
-                whose.readers.append(FakeReader())
-            whose.readers[number].gone = False
+        owner.readers[reader].gone = reader >= owner.reads
+        for number in range(owner.reads):
+            if number == len(owner.readers):
+                owner.readers.append(FakeReader())
+            owner.readers[number].gone = False
         self._take_all()
 
     def ids(self, ticket: Ticket) -> list[int]:

@@ -2,7 +2,7 @@
 
 No test, since it takes its time, and since atheris is needed for it alone. It begins with the headers of `test_npy_fuzz`, keeps
 in ``.fuzz/corpus`` what reached new code, and goes on from there when it is run again. A file that breaks the agreement ends it,
-and stands in ``.fuzz``; once mended, it belongs with those headers. Options are libFuzzer's.
+and stands in ``.fuzz``; once the fault is repaired, it belongs with those headers. Options are libFuzzer's.
 """
 
 from __future__ import annotations

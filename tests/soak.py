@@ -46,7 +46,6 @@ SLOWLY = 0.003
 MAX_DAMAGED = 12
 """The most files that are damaged at one time."""
 
-
 HANGS = 90.0
 """Seconds; a request that takes longer is a hang, and ends the run with all tracebacks."""
 
@@ -63,10 +62,10 @@ class Files:
         self.ids = [f"{number % 7}/id-{number}" for number in range(SAMPLES)]
         self.labels = {id: number for number, id in enumerate(self.ids)}
         # When each file was last repaired; infinity while it is damaged.
-        self.mended = dict.fromkeys(range(SAMPLES), 0.0)
+        self.repaired = dict.fromkeys(range(SAMPLES), 0.0)
         for number in range(SAMPLES):
             self.path(number).parent.mkdir(exist_ok=True)
-            self.mend(number)
+            self.repair(number)
 
     def path(self, number: int) -> Path:
         return self.folder / f"{self.ids[number]}.npy"
@@ -76,7 +75,7 @@ class Files:
         return np.random.default_rng(number).integers(0, 256, SHAPE, np.uint8)
 
     def damage(self, number: int, how: str) -> None:
-        self.mended[number] = float("inf")
+        self.repaired[number] = float("inf")
         path = self.path(number)
         if how == "truncated":
             os.truncate(path, path.stat().st_size // 2)
@@ -89,16 +88,16 @@ class Files:
             if how == "blocked":
                 os.mkfifo(path)
 
-    def mend(self, number: int) -> None:
+    def repair(self, number: int) -> None:
         whole = self.folder / "whole.tmp"
         with whole.open("wb") as file:
             np.save(file, self.content(number))
         whole.replace(self.path(number))
-        self.mended[number] = time.monotonic()
+        self.repaired[number] = time.monotonic()
 
     @property
     def damaged(self) -> list[int]:
-        return [number for number, since in self.mended.items() if since == float("inf")]
+        return [number for number, since in self.repaired.items() if since == float("inf")]
 
 
 class Faults(threading.Thread):
@@ -115,14 +114,14 @@ class Faults(threading.Thread):
 
     def run(self) -> None:
         while not self._ended.wait(self._chance.expovariate(FAULTS)):
-            acts = [self._kill, self._kill_all, self._halt, self._delay, self._damage, self._mend, self._strike]
+            acts = [self._kill, self._kill_all, self._halt, self._delay, self._damage, self._repair, self._strike]
             self._chance.choices(acts, [4, 0.2, 0.2, 1, 5, 5, 1])[0]()
 
     def end(self) -> None:
         self._ended.set()
         self.join()
         for number in self.files.damaged:
-            self.files.mend(number)
+            self.files.repair(number)
 
     def _workers(self) -> list[psutil.Process]:
         """Workers that were seen reading before: repeated deaths at the start or at the first read are rightly an error."""
@@ -168,15 +167,15 @@ class Faults(threading.Thread):
 
     def _damage(self) -> None:
         # Not the first file: without it no loader can be made.
-        whole = [number for number in range(1, SAMPLES) if self.files.mended[number] != float("inf")]
+        whole = [number for number in range(1, SAMPLES) if self.files.repaired[number] != float("inf")]
         if SAMPLES - 1 - len(whole) < MAX_DAMAGED:
             how = self._chance.choices(["truncated", "garbled", "reshaped", "deleted", "blocked"], [3, 3, 3, 3, 1])[0]
             self.files.damage(self._chance.choice(whole), how)
             self.count[how] += 1
 
-    def _mend(self) -> None:
+    def _repair(self) -> None:
         if damaged := self.files.damaged:
-            self.files.mend(self._chance.choice(damaged))
+            self.files.repair(self._chance.choice(damaged))
 
 
 def flip(row: np.ndarray, rng: np.random.Generator) -> None:
@@ -289,7 +288,7 @@ class Consumer:
         for row, label, expected in zip(X, labels, labels if order is None else order.tolist(), strict=False):
             found = "other data than its label's" if not np.array_equal(row, self._contents[label]) else ""
             # Only a sample that was damaged after the loader was made may be replaced by another.
-            if not found and label != expected and self._files.mended[expected] < began:
+            if not found and label != expected and self._files.repaired[expected] < began:
                 found = f"sample {label} in place of {expected}, which was whole"
             if found:
                 self.count["mismatches"] += 1

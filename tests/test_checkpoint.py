@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import Asking, DataSet, wait_until
-from ways import N, answer, as_bytes, computed, reader, who_reads
+from ways import N, answer, as_bytes, computed, reader, worker_reading
 
 from shmgen import InputError, Loader, SampleError
 from shmgen._plan.checkpoint import loaded, saved
@@ -147,17 +146,6 @@ def test_a_request_by_index_does_not_move_a_resumed_run() -> None:
         assert passes.deal(0, passes.open()) == BatchId(3, 2)
 
 
-def test_indexes_in_any_order_resume() -> None:
-    """Indexes in any order, as from Keras, mean each remaining batch once, and mean the same when requested again."""
-    passes = Passes(1000, shuffle=True, epoch=0)
-    passes.go_to(Position(0, 300))
-    resumed = passes.open()
-    indexes = [*range(50), *random.Random(0).sample(range(50, 700), 650)]
-    found = [passes.deal(index, resumed).number for index in indexes]
-    assert found == list(range(300, 1000))
-    assert [passes.deal(index, resumed).number for index in reversed(indexes)] == found[::-1]
-
-
 @pytest.mark.parametrize(
     ("tail", "shuffle", "workers"),
     [("drop", True, 1), ("drop", False, 0), ("keep", True, 0), ("wrap", True, 0), ("wrap", False, 0), ("pad", False, 0)],
@@ -257,7 +245,7 @@ def test_a_batch_that_another_thread_waits_for_is_still_to_come(folder: Callable
         epoch = iter(loader)
         next(epoch)
         late = Asking(lambda: next(epoch))
-        who_reads(data, 5)
+        worker_reading(data, 5)
         wait_until(lambda: bool(loader.state.waiting), "a thread waits for the second batch")
         next(epoch)
         assert loader.state_dict()["consumed"] == 4

@@ -180,14 +180,14 @@ def test_other_errors_are_kept_too(folder: Callable, caplog: pytest.LogCaptureFi
         def __init__(self, one: int, two: int) -> None:
             super().__init__(f"{one} and {two}")
 
-    def moody(self: BatchPlanner, slots: Any) -> None:
-        if moods.pop():
+    def fails_once(self: BatchPlanner, slots: Any) -> None:
+        if failures.pop():
             raise Odd(1, 2)
         prepare(self, slots)
 
-    data, moods, prepare = folder(8), [True, False], BatchPlanner.prepare
+    data, failures, prepare = folder(8), [True, False], BatchPlanner.prepare
     with Loader(data.ids, None, 4, data_dir=data.path, workers=0, shuffle=False) as loader:
-        monkeypatch.setattr(BatchPlanner, "prepare", moody)
+        monkeypatch.setattr(BatchPlanner, "prepare", fails_once)
         with pytest.raises(Odd):
             list(loader)
         assert said(caplog) == ["Odd: 1 and 2"]

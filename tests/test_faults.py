@@ -20,7 +20,7 @@ import psutil
 import pytest
 from conftest import Asking, DataSet, until_waiting, wait_until
 from pace import PROMPTLY, Deadline
-from ways import BATCH, as_bytes, filling, flat, kill, made, mend, reader, run, stop, who_reads
+from ways import BATCH, as_bytes, filling, flat, kill, made, reader, repair, run, stop, worker_reading
 
 from shmgen import Function, Loader, SampleError, Source, StartError, WorkerDied
 from shmgen._engine import pool, prefetcher, supervisor
@@ -104,13 +104,13 @@ def test_deaths_during_a_wait_are_named(
         thread = Asking(lambda: loader.batch(2))
         until_waiting(loader)
         if kind != "files":
-            who_reads(data, 9)
+            worker_reading(data, 9)
         else:
             wait_until(lambda: loader.state.workers[0].reading == ("id-9",), "the worker reads the file that does not answer")
         pids = [worker.pid for worker in workers()]
         for worker in workers():
             stop(worker)
-        mend(data, 9)
+        repair(data, 9)
         for worker in workers():
             worker.send_signal(number)
             with suppress(psutil.NoSuchProcess):  # SIGKILL has ended it although it was stopped

@@ -18,7 +18,7 @@ import pytest
 from conftest import GONE_WITHIN, Asking, Script, until_waiting
 from leftovers import Gone, names
 from pace import AT_ONCE, Deadline
-from ways import answer, made, who_reads
+from ways import answer, made, worker_reading
 
 import shmgen._memory.ring
 from shmgen import ClosedError, Loader, SampleError
@@ -246,7 +246,7 @@ def test_ctrl_c_ends_only_the_main_threads_wait(folder: Callable) -> None:
         with pytest.raises(KeyboardInterrupt):
             loader.batch(2)
         assert interrupting.outcome() is None
-        who_reads(data, 9)
+        worker_reading(data, 9)
         answer(data, 9)
         assert data.check(*thread.outcome()) == [8, 9, 10, 11]
         assert data.check(*loader.batch(3)) == [12, 13, 14, 15]

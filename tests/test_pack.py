@@ -274,7 +274,7 @@ def test_ctrl_c(data: DataSet, target: Path, script: Callable[..., Script]) -> N
     assert os.listdir(target.parent) == []
 
 
-IN_THE_WAY = {
+UNWRITABLE = {
     # options of the mount that prevent writing (MS_RDONLY of mount(2) is 1), and the error
     "full": ("options='size=4k'", "No space left on device"),
     "read-only": ("flags=1", "Read-only file system"),
@@ -282,10 +282,10 @@ IN_THE_WAY = {
 
 
 @pytest.mark.usefixtures("mounts")
-@pytest.mark.parametrize("way", IN_THE_WAY)
+@pytest.mark.parametrize("way", UNWRITABLE)
 def test_a_place_that_cannot_be_written_to(data: DataSet, target: Path, script: Callable[..., Script], way: str) -> None:
     """A full or read-only disk is an error without a traceback."""
-    mount, said = IN_THE_WAY[way]
+    mount, said = UNWRITABLE[way]
     moment = PRIVATE + f"mount('none', {str(target.parent)!r}, 'tmpfs', {mount})"
     done = script(ENDING.format(signal=0, moment=moment, target=str(target)), data, options=())
     assert done.end() == 2, done.err

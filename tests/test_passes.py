@@ -8,7 +8,7 @@ from itertools import islice
 
 import pytest
 
-from shmgen._plan.passes import Pass, Passes
+from shmgen._plan.passes import Pass, Passes, Position
 from shmgen._plan.sampler import BatchId
 
 
@@ -185,17 +185,19 @@ def test_a_billion_batches_cost_nothing(shuffle: bool) -> None:
     assert out_of_order < 5_000_000
 
 
-@pytest.mark.parametrize("batches", [1, 255, 256, 257, 1000])
-def test_random_indexes_keep_their_batches(batches: int) -> None:
-    """Indexes in sequence, then at random, with repeats: each index keeps its batch, and no batch is dealt to two."""
+@pytest.mark.parametrize(("batches", "first"), [(1, 0), (255, 0), (256, 0), (257, 0), (1000, 0), (700, 300)])
+def test_random_indexes_keep_their_batches(batches: int, first: int) -> None:
+    """Indexes in sequence, then at random, with repeats: each index keeps its batch, also in a pass resumed at ``first``."""
     chance = random.Random(batches)
     rest = list(range(batches // 3, batches))
     chance.shuffle(rest)
     order = [*range(batches // 3), *rest]
-    iteration = made(batches).open()
+    passes = made(first + batches)
+    passes.go_to(Position(0, first))
+    iteration = passes.open()
     bound: dict[int, int] = {}
     for number, index in enumerate(order):
         bound[index] = iteration.deal(index).number
-        assert bound[index] == number
+        assert bound[index] == first + number
         again = chance.choice(order[: number + 1])
         assert iteration.deal(again).number == bound[again]

@@ -99,7 +99,7 @@ def test_an_id_without_a_row_is_named(all_npy: Path) -> None:
             assert str(all_npy.with_suffix(".ids")) in str(caught.value)
 
 
-def in_its_place_a_fifo(path: Path) -> None:
+def replace_by_fifo(path: Path) -> None:
     """Replace a file by a FIFO."""
     path.unlink()
     os.mkfifo(path)
@@ -113,7 +113,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda ids: ids.write_text("\n".join([*IDS[1:], "x" * 5000])),
         "line 50: expected an id, found more than 4,096 bytes",
     ),
-    "fifo": (in_its_place_a_fifo, "expected ids, an id a line, found none"),
+    "fifo": (replace_by_fifo, "expected ids, an id a line, found none"),
 }
 
 

@@ -155,7 +155,7 @@ def test_files_are_cast_to_ml_dtypes(tmp_path: Path) -> None:
     np.testing.assert_array_equal(X, rows)
 
 
-def takes_rows(dtype: str) -> dict[str, Any]:
+def row_sources(dtype: str) -> dict[str, Any]:
     """Functions and sources that produce row n of `numbered`, and check the dtype of the row to fill."""
 
     def fill(n: int, row: np.ndarray) -> None:
@@ -201,7 +201,7 @@ def test_functions_and_sources_of_ml_dtypes(kind: str, dtype: str, workers: int)
         assert row.dtype.name == dtype
         return row + row
 
-    X = loaded(range(N), workers, source=takes_rows(dtype)[kind], transform=double)
+    X = loaded(range(N), workers, source=row_sources(dtype)[kind], transform=double)
     np.testing.assert_array_equal(X, numbered(dtype) + numbered(dtype))
     assert X.dtype.name == dtype
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 from bad_files import BAD, GOOD, SOUND, STALLING, npy, put
-from conftest import ROOT, Ran, python, struck_by_ctrl_c
+from conftest import ROOT, Ran, interrupted_by_ctrl_c, python
 
 from shmgen import Hdf5, Images, InputError, Loader, Npy, NpyRows, Npz, ScanReport, scan
 from shmgen._samples.sample_spec import SampleSpec
@@ -504,6 +504,6 @@ def test_ctrl_c_prints_the_result_so_far(tmp_path: Path) -> None:
     image = pytest.importorskip("PIL.Image")
     image.new("RGB", (40, 30)).save(tmp_path / "good.png")
     os.mkfifo(tmp_path / "stalls.png")
-    status, out, err = struck_by_ctrl_c("scan", tmp_path, "--workers", 2, "--timeout", 600, "--json")
+    status, out, err = interrupted_by_ctrl_c("scan", tmp_path, "--workers", 2, "--timeout", 600, "--json")
     assert (status, err) == (130, b"")
     assert not json.loads(out)["complete"]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import Asking, DataSet, wait_until
-from ways import answer, computed, reader, who_reads
+from ways import answer, computed, reader, worker_reading
 
 from shmgen import Loader, LoaderState, SlotState, Source
 
@@ -54,7 +54,7 @@ def test_the_state_shows_waiting_requests_and_samples(folder: Callable[..., Data
         loader.batch(0)
         assert loader.state.waiting == 0
         threads = [Asking(lambda: data.check(*loader.batch(1))) for _ in range(2)]
-        who_reads(data, 6)
+        worker_reading(data, 6)
         wait_until(lambda: loader.state.waiting == 2, "both threads wait")
         state = loader.state
         assert SlotState("filling", 0, 1) in state.slots

@@ -13,7 +13,7 @@ import psutil
 import pytest
 from conftest import Asking, DataSet, until_waiting, wait_until
 from pace import PROMPTLY, Deadline
-from ways import answer, as_bytes, made, reader, run, stop, who_reads
+from ways import answer, as_bytes, made, reader, run, stop, worker_reading
 
 from shmgen import ClosedError, Loader, SampleError
 
@@ -79,7 +79,7 @@ def test_without_a_timeout_a_request_waits_for_ever(folder: Callable, timeout: f
         for ends, outcome in cases:
             data.fifo(9)
             thread = Asking(lambda: [data.check(X, y) for X, y in loader])
-            who_reads(data, 9)
+            worker_reading(data, 9)
             until_waiting(loader)
             ends()
             assert isinstance(thread.outcome(), outcome)
@@ -120,7 +120,7 @@ def test_other_threads_batches_do_not_extend_a_timeout(folder: Callable) -> None
     data.fifo(9)
     with in_order("function", data, workers=2, slots=6) as loader:
         thread = Asking(lambda: loader.batch(2))
-        who_reads(data, 9)
+        worker_reading(data, 9)
         promptly = Deadline(PROMPTLY)
         while thread.is_alive() and not promptly.passed:
             for index in (0, 1):
@@ -148,7 +148,7 @@ def test_a_stop_of_the_program_blames_no_sample(folder: Callable, script: Callab
     data.fifo(9)
     run = script(PARENT, data)
     run.until("waiting")
-    worker = who_reads(data, 9)
+    worker = worker_reading(data, 9)
 
     run.signal(signal.SIGSTOP, group=True)
     wait_until(lambda: psutil.Process(run.process.pid).status() == psutil.STATUS_STOPPED, "the script is stopped")

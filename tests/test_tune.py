@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Ran, struck_by_ctrl_c
+from conftest import Ran, interrupted_by_ctrl_c
 
 from shmgen import InputError, Loader, Measurement, Source, Tuning, tune
 from shmgen._memory.limits import processors
@@ -356,7 +356,7 @@ def test_without_matplotlib(folder: Callable, cli: Callable[..., Ran], monkeypat
 
 def test_ctrl_c(folder: Callable) -> None:
     """Ctrl-C ends a measurement and its workers, with one line and status 130."""
-    struck = struck_by_ctrl_c("tune", folder(32).path, "--workers", 2, "--seconds", 60)
+    struck = interrupted_by_ctrl_c("tune", folder(32).path, "--workers", 2, "--seconds", 60)
     assert struck == (130, b"", b"python -m shmgen tune: interrupted\n")
 
 

@@ -136,7 +136,7 @@ def kill(process: psutil.Process, number: int = signal.SIGKILL) -> None:
     gone.close()
 
 
-def who_reads(data: DataSet, number: int) -> psutil.Process:
+def worker_reading(data: DataSet, number: int) -> psutil.Process:
     """Wait until a `reader` reads a sample from its FIFO, and return the worker process."""
     path = Path(f"{data.file(data.ids[number])}.reader")
     wait_until(lambda: path.exists() and path.read_text().endswith(" "), f"sample {number} is being read")
@@ -152,11 +152,11 @@ def stop(process: psutil.Process) -> None:
 def answer(data: DataSet, number: int) -> None:
     """Let the `reader` that waits for a sample's FIFO go on; later reads find the file."""
     with data.file(data.ids[number]).open("wb") as fifo:
-        mend(data, number)
+        repair(data, number)
         fifo.write(data.file(data.ids[number]).read_bytes())
 
 
-def mend(data: DataSet, number: int) -> None:
+def repair(data: DataSet, number: int) -> None:
     """Replace a sample's FIFO by its file; a reader that waits for the FIFO keeps waiting."""
     data.file(data.ids[number]).unlink()
     data.write(number)
