@@ -1,4 +1,4 @@
-"""Files that are no samples, and what is said of them; and files that look odd, but are."""
+"""Files that can't be samples, with parts of their errors; and unusual files that are samples."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def listen(path: Path) -> None:
 
 
 BAD = [
-    # what stands in the place of the file, what its error says was expected, and what was found
+    # the content of the file or a function that makes it, what the error says was expected, and what was found
     pytest.param(None, "a file", "none", id="missing"),
     pytest.param(b"", "an .npy file", "an empty one (0 bytes)", id="empty"),
     pytest.param(npy(GOOD)[:-1], "176 bytes", "175: the file is truncated", id="truncated-by-a-byte"),
@@ -91,7 +91,7 @@ BAD = [
         id="header-of-absurd-sizes",
     ),
 ]
-"""Where most files are like `GOOD`."""
+"""Bad if most files are like `GOOD`."""
 
 
 def of_shape(shape: object) -> bytes:
@@ -100,7 +100,7 @@ def of_shape(shape: object) -> bytes:
 
 
 HOSTILE = [
-    # what promises too much, or asks too much of a parser; what its error says was expected, and what was found
+    # content that promises too much, or overloads a parser; what the error says was expected, and what was found
     pytest.param(of_shape("(-0x" + "f" * 9000 + ",)"), "an .npy header", "-0xfff", id="huge-negative-size"),
     pytest.param(of_shape((3 - 2**61, 8)), "a shape of sizes from 0", "(-", id="negative-size"),
     pytest.param(of_shape("(" * 5000), "an .npy header", "((", id="parentheses"),
@@ -114,7 +114,7 @@ HOSTILE = [
 ]
 
 STALLING = [
-    # what would keep an ordinary open or read waiting; a loader is not asked
+    # files that an ordinary open or read would wait for, without end; the columns are those of the other tables
     pytest.param(os.mkfifo, "a file", "a FIFO", id="fifo"),
     pytest.param(listen, "a file", "a socket", id="socket"),
     pytest.param(lambda path: path.symlink_to("/dev/ptmx"), "a file", "a device", id="terminal"),
@@ -132,4 +132,4 @@ SOUND = [
     pytest.param(with_header(b"{'descr': '<f4', 'fortran_order': False, 'shape': (4L, 3L), }\n"), id="python-2"),
     pytest.param(lambda path: path.symlink_to("good.npy"), id="link"),
 ]
-"""They hold what `GOOD` holds, or nearly, and are samples beside it."""
+"""Valid files with the content of `GOOD`, or nearly."""

@@ -1,8 +1,8 @@
 """Looks for a file that a loader and `numpy.load` do not agree about, guided by coverage: ``make fuzz MINUTES=10``.
 
-No test, since it takes its time, and since atheris is needed for it alone. It begins with the headers of `test_npy_fuzz`, keeps
-in ``.fuzz/corpus`` what reached new code, and goes on from there when it is run again. A file that breaks the agreement ends it,
-and stands in ``.fuzz``; once the fault is repaired, it belongs with those headers. Options are libFuzzer's.
+It is not a test, since it runs for minutes and alone needs atheris. It starts from the headers of `test_npy_fuzz`, keeps files
+that reach new code in ``.fuzz/corpus``, and starts from these, too, in the next run. A file on which they disagree ends the run
+and is left in ``.fuzz``; once the fault is repaired, add its header to `test_npy_fuzz`. Options are libFuzzer's.
 """
 
 from __future__ import annotations

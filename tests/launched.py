@@ -1,4 +1,4 @@
-"""Scripts as ranks: started as a launcher starts them, on this machine."""
+"""Starts scripts as ranks on this machine, as a launcher does."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def needs(*packages: str) -> pytest.MarkDecorator:
 
 
 def launched(script: Callable[..., Any], code: str, data: Any, *worlds: int) -> list[list[Any]]:
-    """Run scripts as the ranks of each of these worlds, all at once; for each world, what each rank has said last, from JSON.
+    """Run a script as all ranks of all ``worlds`` at once; for each world, the last line of each rank's output, from JSON.
 
     Args:
         script: the fixture.
-        code: finds ``RANK``, ``WORLD`` and ``PORT``, which is one for each world, and in the environment what torchrun sets.
-        data: the script's.
+        code: the script. It may use ``RANK``, ``WORLD``, ``PORT`` (one for each world), and torchrun's environment variables.
+        data: the data set of the script.
     """
     started = []
     for world in worlds:

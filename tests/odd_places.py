@@ -1,7 +1,7 @@
-"""Places where Python, or the kernel, lacks what others have; each holds for all that is started there, workers included.
+"""Environments in which Python or the kernel lacks memfd_create; child processes, such as workers, inherit them.
 
-As a program: ``python tests/odd_places.py forbidden COMMAND...`` runs COMMAND where memfd_create is forbidden; with ``old`` in
-place of ``forbidden``, where the interpreter was built long ago.
+As a program: ``python tests/odd_places.py forbidden COMMAND...`` runs COMMAND where the kernel forbids memfd_create; with ``old``
+in place of ``forbidden``, where the interpreter was built against an old glibc.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import posix
 for name in [name for name in vars(posix) if name.startswith(("MFD_", "memfd_create", "pidfd_open", "O_TMPFILE"))]:
     del vars(posix)[name]
 """
-"""Run before anything else, it leaves of Python what there is where it was built against glibc 2.17, as conda-forge's was."""
+"""Code to run first: it removes from Python what a build against glibc 2.17, such as conda-forge's, does not have."""
 
 
 class _Instruction(ctypes.Structure):
@@ -48,7 +48,7 @@ def forbid_memfd() -> None:
 
 
 def old_python(folder: Path) -> dict[str, str]:
-    """The environment in which this interpreter has only what `MISSING` leaves of it, made in an empty ``folder``."""
+    """Variables with which this interpreter runs `MISSING` first, by a copy of the standard library in an empty ``folder``."""
     library = Path(sysconfig.get_path("stdlib"))
     copy = folder / library.relative_to(sys.base_prefix)
     copy.mkdir(parents=True)

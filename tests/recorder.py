@@ -1,4 +1,4 @@
-"""A Keras model, for any backend, that writes down what reaches its steps, and what that is compared with."""
+"""A Keras model, for any backend, that records the batches of its steps, and the batches that are expected."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class Interrupt(keras.callbacks.Callback):
 
 
 class Around(keras.utils.PyDataset):
-    """A data set of the user's around a Sequence, which hands on no more than it must."""
+    """A user's data set around a Sequence, which passes on only the calls that it must."""
 
     def __init__(self, sequence: Sequence, **options: Any) -> None:
         super().__init__(**options)
