@@ -245,12 +245,12 @@ def kill_all(loader: Loader) -> None:
         kill(psutil.Process(worker.pid))
 
 
-@pytest.mark.parametrize(("is_frozen", "named", "why"), [(True, "", "frozen"), (False, "", "sys.executable")])
-def test_a_program_without_an_interpreter(monkeypatch: pytest.MonkeyPatch, is_frozen: bool, named: str, why: str) -> None:
+@pytest.mark.parametrize(("is_frozen", "why"), [(True, "frozen"), (False, "sys.executable")])
+def test_a_program_without_an_interpreter(monkeypatch: pytest.MonkeyPatch, is_frozen: bool, why: str) -> None:
     """In a frozen program or an embedded Python, the constructor raises an error, and both of its remedies work."""
     python = sys.executable
     monkeypatch.setattr(sys, "frozen", is_frozen, raising=False)
-    monkeypatch.setattr(sys, "executable", "/bin/false" if is_frozen else named)
+    monkeypatch.setattr(sys, "executable", "/bin/false" if is_frozen else "")
     monkeypatch.setattr(multiprocessing.spawn, "_python_exe", os.fsencode(sys.executable))
     with pytest.raises(InputError, match=rf"^workers: .*{why}.*multiprocessing\.set_executable, or use workers=0$"):
         computed()

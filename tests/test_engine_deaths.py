@@ -170,7 +170,7 @@ def test_deaths_after_a_finished_ticket_do_not_end_the_run() -> None:
         assert engine.prefetcher.stats.restarts > 2 * STARTS
 
 
-def test_a_worker_that_can_not_be_replaced_ends_the_run() -> None:
+def test_a_worker_that_cannot_be_replaced_ends_the_run() -> None:
     """If no replacement can be started, the run ends with an error that says why."""
     with engine_of() as engine:
         engine.workers.cannot_start = StartError("no more processes")

@@ -133,7 +133,7 @@ STORED: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize(("stored", "dtype"), list(zip(STORED, ["i4", ">i4", "f8", "?", ">f8", ">i2"], strict=True)))
-def test_rows_however_they_are_stored(tmp_path: Path, stored: str, dtype: str) -> None:
+def test_rows_in_any_storage_layout(tmp_path: Path, stored: str, dtype: str) -> None:
     """Rows are right in any order and storage layout, also in a file with a user block."""
     rows = (ROWS % 2 if dtype == "?" else ROWS).astype(dtype)
     with h5py.File(tmp_path / "all.h5", "w", userblock_size=512) as file:

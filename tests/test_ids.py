@@ -14,9 +14,6 @@ import pytest
 from shmgen import ImageFolder, InputError, Loader, Npy, SampleError
 from shmgen._samples.ids import as_lines, first_outside, id_lines, kept
 
-WITHIN = 10.0
-"""Seconds within which an error must be raised."""
-
 
 def write(folder: Path, names: Sequence[object]) -> None:
     """Write files ``<folder>/<name>.npy``; all elements of the k-th are k."""
@@ -136,7 +133,7 @@ HOSTILE = {
 }
 
 
-@pytest.mark.timeout(WITHIN)
+@pytest.mark.timeout(10)
 @pytest.mark.parametrize(("id", "make", "text"), HOSTILE.values(), ids=HOSTILE)
 def test_hostile_ids_are_named(tmp_path: Path, id: str, make: Callable[[Path, str], object] | None, text: str) -> None:
     """An id that names no readable file raises an error quickly, with its path, what was expected and what was found."""

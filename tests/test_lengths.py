@@ -53,7 +53,7 @@ def test_batches_are_shuffled_after_sorting() -> None:
     assert not together[0] & together[2]
 
 
-def test_the_last_batch_has_any_lengths() -> None:
+def test_the_last_batch_has_random_lengths() -> None:
     """The samples of the last, shorter batch have random lengths; they are not always the longest."""
     last = np.concatenate([epoch(sampler(), number)[-1] for number in range(60)])
     assert len(last) == 60 * 3
@@ -77,7 +77,7 @@ def test_ranks_share_each_batch() -> None:
     assert max(means) - min(means) < 1.5
 
 
-def test_samples_that_are_drawn_by_weight() -> None:
+def test_lengths_with_sampling_weights() -> None:
     """Samples that are drawn by weight are drawn as often as without lengths."""
     table = WeightTable(np.resize([1.0, 3.0], N))
     one, other = sampler(weights=table), sampler(weights=table, lengths=None)

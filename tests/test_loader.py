@@ -125,7 +125,7 @@ def test_threads_share_a_loop(folder: Folder) -> None:
     assert sorted(got) == list(range(40))
 
 
-def test_arrays_are_what_a_framework_takes_without_a_copy(folder: Folder) -> None:
+def test_frameworks_can_take_arrays_without_a_copy(folder: Folder) -> None:
     """Arrays are aligned to 64 bytes, contiguous, in native byte order and of the exact dtype, also in a short last batch."""
     data = folder(7, (3, 5), ">i2")
     with Loader(data.ids, data.labels, 3, n_classes=7, data_dir=data.path, tail="keep", workers=0) as loader:
@@ -189,7 +189,7 @@ def test_later_changes_to_the_arguments_have_no_effect(folder: Folder) -> None:
         assert sorted(label for X, y in loader for label in data.check(X, y)) == list(range(8))
 
 
-def test_a_relative_folder_is_taken_where_it_is_at_construction(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_relative_folder_survives_chdir(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     """A relative ``data_dir`` is not affected by a later change of the working folder."""
     data = folder(8)
     monkeypatch.chdir(data.path.parent)

@@ -41,7 +41,7 @@ def test_several_loaders_in_one_process(folder: Callable) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_threads_that_share_a_loader_iterate_each_on_its_own(folder: Callable, workers: int) -> None:
+def test_threads_share_a_loader_with_passes_of_their_own(folder: Callable, workers: int) -> None:
     """Every loop of a thread is a whole epoch, while other threads begin loops and leave them early."""
     data = folder(24)
     over = threading.Event()

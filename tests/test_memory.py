@@ -159,7 +159,7 @@ def test_no_memory_for_another_slot(folder: Callable, monkeypatch: pytest.Monkey
         assert len(loader.state.slots) >= 8
 
 
-def test_memory_that_cant_be_mapped_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_that_cannot_be_mapped_is_released(monkeypatch: pytest.MonkeyPatch) -> None:
     """If memory can't be reserved or mapped, the error is passed on, and no descriptor is left."""
     before = descriptors()
     with monkeypatch.context() as patch:

@@ -283,7 +283,7 @@ UNWRITABLE = {
 
 @pytest.mark.usefixtures("mounts")
 @pytest.mark.parametrize("way", UNWRITABLE)
-def test_a_place_that_cannot_be_written_to(data: DataSet, target: Path, script: Callable[..., Script], way: str) -> None:
+def test_full_and_read_only_disks(data: DataSet, target: Path, script: Callable[..., Script], way: str) -> None:
     """A full or read-only disk is an error without a traceback."""
     mount, said = UNWRITABLE[way]
     moment = PRIVATE + f"mount('none', {str(target.parent)!r}, 'tmpfs', {mount})"

@@ -138,7 +138,7 @@ def test_in_flight_limits_read_ahead_but_not_requests() -> None:
     assert numbers(begin(plan, [BatchId(0, 9), BatchId(0, 8)], batches())) == [9, 8]
 
 
-def test_assign_says_which_slot_each_batch_got() -> None:
+def test_assign_returns_the_slots_of_the_batches() -> None:
     """`assign` returns the slots given to batches in the order in which these are wanted, each once."""
     plan = schedule(slots=4)
     given = plan.assign([BatchId(0, 3), BatchId(0, 3)], batches())

@@ -29,7 +29,7 @@ def in_order(kind: str, data: DataSet, **options: Any) -> Loader:
     return made(kind, data, **{"batch_size": BATCH, "shuffle": False, "timeout": SOON, **options})
 
 
-def test_a_read_that_never_ends_is_an_error_by_name(folder: Callable, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_read_that_never_ends_is_named(folder: Callable, caplog: pytest.LogCaptureFixture) -> None:
     """After ``timeout`` a batch is an error that names the sample; its worker is replaced, and other batches arrive."""
     data = folder(N)
     fifo = data.fifo(9)

@@ -61,7 +61,7 @@ def test_over_many_epochs_the_means_are_the_weights() -> None:
     assert (np.abs(counts - expected) <= 5 * np.sqrt(epochs * 0.5) + 1).all()
 
 
-def test_what_is_drawn_is_shuffled() -> None:
+def test_draws_are_shuffled() -> None:
     """The draws of a sample are spread over the whole epoch, and differ between epochs and seeds."""
     weights = np.where(np.arange(2000) < 1000, 9.0, 1.0)
     rows = {key: drawn(weights, *key) for key in ((0, 0), (0, 1), (1, 0))}
