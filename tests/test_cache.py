@@ -287,18 +287,6 @@ def test_a_stopped_process_does_not_block_others(root: Path, proxy: Proxy, folde
     assert len(kept(folder)) == 3
 
 
-def test_a_loader_with_a_cache(root: Path, proxy: Proxy, folder: Path) -> None:
-    """With a cache, workers make no more requests once all files are cached."""
-    labels = {id: number for number, id in enumerate(IDS)}
-    with Loader(IDS, labels, 6, source=caching(proxy.url, folder), workers=2) as loader:
-        for epoch in range(3):
-            for X, y in loader:
-                assert X[:, 0, 0].tolist() == y.tolist()
-            if epoch == 1:
-                proxy.requests.clear()
-    assert proxy.requests == []
-
-
 def test_a_file_above_the_limit_is_logged_by_the_main_process(
     root: Path, proxy: Proxy, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -475,11 +475,12 @@ def test_reading_a_folder_imports_no_network_modules() -> None:
 
 
 def test_a_cache_beside_data_dir(root: Path, proxy: Proxy, tmp_path: Path) -> None:
-    """``cache`` works beside a URL as ``data_dir``; elsewhere it is refused, with a remedy."""
-    with Loader(IDS, None, 6, data_dir=proxy.url, cache=tmp_path, workers=0) as loader:
-        list(loader)
-        proxy.requests.clear()
-        list(loader)
+    """With ``cache`` beside a URL, workers make no requests once all is cached; elsewhere it is refused, with a remedy."""
+    with Loader(IDS, range(N), 6, data_dir=proxy.url, cache=tmp_path, workers=2) as loader:
+        for epoch in range(3):
+            assert all((X[:, 0, 0] == y).all() for X, y in loader)
+            if epoch == 1:
+                proxy.requests.clear()
     assert proxy.requests == []
     for options, text in (
         ({"data_dir": root}, "cache: expected with the URL of a folder as data_dir"),

@@ -99,6 +99,12 @@ def test_an_id_without_a_row_is_named(all_npy: Path) -> None:
             assert str(all_npy.with_suffix(".ids")) in str(caught.value)
 
 
+def replace_by_fifo(path: Path) -> None:
+    """Replace a file by a FIFO."""
+    path.unlink()
+    os.mkfifo(path)
+
+
 REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "empty": (lambda ids: ids.write_bytes(b""), "expected ids, an id a line, found none"),
     "too-few": (lambda ids: ids.write_text("\n".join(IDS[1:])), "expected 50, a line for each row, found 49"),
@@ -107,7 +113,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda ids: ids.write_text("\n".join([*IDS[1:], "x" * 5000])),
         "line 50: expected an id, found more than 4,096 bytes",
     ),
-    "fifo": (lambda ids: (ids.unlink(), os.mkfifo(ids)), "expected ids, an id a line, found none"),
+    "fifo": (replace_by_fifo, "expected ids, an id a line, found none"),
 }
 
 

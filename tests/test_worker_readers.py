@@ -396,26 +396,18 @@ def test_functions_are_called_in_the_main_thread(worker: Callable[..., Worker]) 
     assert callers == {one.main}
 
 
-@pytest.mark.parametrize("kind", ["transform", "source"])
-def test_random_numbers_do_not_depend_on_readers(worker: Callable[..., Worker], kind: str) -> None:
-    """Random numbers, also of the global generators, are the same with any number of readers: each sample has its seed."""
-
-    def draw(row: np.ndarray) -> None:
-        row[:] = random.random() + np.random.random()
-
-    def transform(sample: dict[str, np.ndarray], rng: np.random.Generator) -> None:
-        draw(sample["X"])
-        sample["X"] += rng.random()
+def test_random_numbers_do_not_depend_on_readers(worker: Callable[..., Worker]) -> None:
+    """A source gets the same numbers from global generators with any number of readers: each sample has its seed."""
 
     class Drawing(Called):
         concurrent = False
 
         def read(self, id: Any, row: np.ndarray) -> None:
-            draw(row)
+            row[:] = random.random() + np.random.random()
 
     found = []
     for reads in (1, 6):
-        one = worker(Called(), reads, transform) if kind == "transform" else worker(Drawing(), reads)
+        one = worker(Drawing(), reads)
         for slot in range(SLOTS):
             one.sheet(slot, range(8 * slot, 8 * slot + 8), epoch=3)
         spans = [(0, 1), (1, 3), (3, 4), (4, 5), (5, 7), (7, 8)]
