@@ -118,7 +118,7 @@ def test_other_ids_have_another_hash() -> None:
     assert len({fingerprint(kept(ids)) for ids in several}) == len(several)
 
 
-def test_a_resumed_pass_deals_what_is_left() -> None:
+def test_a_resumed_pass_deals_the_remaining_batches() -> None:
     """A resumed pass deals the batches that are left, with and without shuffling, and the next pass is whole."""
     for shuffle in (True, False):
         passes = Passes(5, shuffle=shuffle, epoch=0)

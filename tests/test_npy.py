@@ -70,7 +70,7 @@ def test_all_kinds_of_files_mix_in_one_folder(tmp_path: Path, first: str, worker
     np.testing.assert_array_equal(X, [np.load(tmp_path / f"{id}.npy") for id in range(len(order))])
 
 
-def test_every_same_kind_cast_gives_what_numpy_gives(tmp_path: Path) -> None:
+def test_same_kind_casts_equal_those_of_numpy(tmp_path: Path) -> None:
     """A file is cast as by ``astype`` if NumPy calls the cast "same_kind", or both are ints; otherwise it is an error."""
     for found, wanted in product(DTYPES, DTYPES):
         array = number_up((3, 2), found)

@@ -107,7 +107,7 @@ def lose(node):
     '''Take a node away once both ranks have reached the batch.'''
     while len(list(FOLDER.glob("lost-reached-*"))) < 2:
         threading.Event().wait(0.05)
-    amid.extend(workers())
+    during.extend(workers())
     cluster.remove_node(node, allow_graceful=False)
 
 
@@ -131,14 +131,14 @@ cluster = Cluster(initialize_head=True, head_node_args={**options, "include_dash
 node = cluster.add_node(**options)
 cluster.wait_for_nodes()
 ray.init(address=cluster.address, log_to_driver=True)
-amid = []
+during = []
 threading.Thread(target=lose, args=(node,), daemon=True).start()
 accuracies = [fit("lost", 2)]
 after = left()
 accuracies.append(fit("alone", 1))
 ray.shutdown()
 cluster.shutdown()
-print(json.dumps([accuracies, len(amid), after + left(), os.listdir("/dev/shm")]))
+print(json.dumps([accuracies, len(during), after + left(), os.listdir("/dev/shm")]))
 """
 
 
@@ -182,8 +182,8 @@ def test_a_node_lost_during_an_epoch(tmp_path: Path) -> None:
             },
         )
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    accuracies, amid, after, names = json.loads(ended.stdout.splitlines()[-1])
-    assert amid >= 2
+    accuracies, during, after, names = json.loads(ended.stdout.splitlines()[-1])
+    assert during >= 2
     assert after == []
     assert names == []
 

@@ -240,7 +240,7 @@ def test_sub_folders_and_links_to_folders(data: Path, tmp_path: Path) -> None:
     assert list_folder(str(data)) == {"npy": npys, "npz": ["9"], "images": ["photo.PNG"]}
 
 
-def test_a_folder_that_cant_be_listed_is_named(data: Path, cli: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unlistable_folder_is_named(data: Path, cli: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch) -> None:
     """A sub-folder that can't be listed (simulated, since root can list all) is an error that names it."""
     scandir = os.scandir
     (data / "sub").mkdir()
