@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -168,6 +169,8 @@ MEANT = {
     "bytes": (["a", "b"], [b"a", b"b"], ["a", "b"]),
     "newline": (["a", "b"], ["a\n", "b\n"], ["a", "b"]),
     "blanks": (["a b", "c"], [" a b", "c "], ["a b", "c"]),
+    "ids-from-macOS": (["\u00e9", "b"], ["e\u0301", "b"], ["\u00e9", "b"]),
+    "files-from-macOS": (["e\u0301", "b"], ["\u00e9", "b"], ["e\u0301", "b"]),
 }
 
 
@@ -189,7 +192,7 @@ def test_a_missing_file_suggests_similar_names(
     reason = refused(ids, data_dir="data")
     assert f"{tmp_path}/data/{files[0]}.npy is there: pass [" in reason
     [advice] = re.findall(r"pass (\[.* for id in ids\])$", reason)
-    followed = eval(advice, {"ids": list(kept(ids)), "os": os})
+    followed = eval(advice, {"ids": list(kept(ids)), "os": os, "unicodedata": unicodedata})
     assert list(map(str, followed)) == meant
     assert read(followed, data_dir="data") == [0, 1]
 

@@ -326,6 +326,7 @@ WRONG_CLASSES = [
     pytest.param(
         ["cat", float("nan")], {"classes": "sorted"}, "id 'q', .*classes 'cat', found nan; .*give them such a name", id="nan"
     ),
+    pytest.param(np.array([1, np.nan]), {"classes": "sorted"}, "'q', .*found nan: its value is missing; leave", id="nan-int"),
     pytest.param([b"cat", b"dog"], {"classes": "sorted"}, r"'p', .*found b'cat'; decode .*name\.decode\(\)", id="bytes"),
     pytest.param([b"cat", "dog"], {"classes": [b"cat"]}, r"classes: .*found b'cat'; decode .*name\.decode\(\)", id="byte-class"),
     pytest.param(["cat", ["dog"]], {"classes": "sorted"}, r"id 'q', .*classes 'cat', found \['dog'\]; leave", id="list"),

@@ -51,10 +51,7 @@ class CheckedValues:
         are_ints = together.ndim == 1 and together.dtype.kind in "biu"
         if are_ints and lowest <= int(together.min()) and int(together.max()) <= highest:
             return _stored(together, dtype), dtype
-        if together.ndim == 1 and together.dtype.kind == "f" and (missing := np.isnan(together)).any():
-            id = self._ids[int(missing.argmax())]
-            found = f"nan: its value is missing{_remedy(math.nan)}"
-            raise InputError(f"id {id!r}, field {self.field!r}: expected an int, found {found}")
+        self._refuse_missing(together, "an int")
 
         def number_of(value: Any) -> int:
             try:
@@ -67,6 +64,12 @@ class CheckedValues:
             return number
 
         return np.array(list(self._each(number_of)), dtype), dtype
+
+    def _refuse_missing(self, values: np.ndarray, expected: str) -> None:
+        """Name the first NaN among floats: a column of ints becomes one of floats where a value is missing."""
+        if values.ndim == 1 and values.dtype.kind == "f" and (missing := np.isnan(values)).any():
+            found = f"nan: its value is missing{_remedy(math.nan)}"
+            raise InputError(f"id {self._ids[int(missing.argmax())]!r}, field {self.field!r}: expected {expected}, found {found}")
 
     def rows(self, given: np.dtype[Any] | None) -> Rows:
         """The values as one array, a row each, of dtype ``given``, or of the one that they call for."""
@@ -91,8 +94,7 @@ class CheckedValues:
         """As `rows`, for one value after the other; says which is wrong."""
         if dtype.kind in "iu" and np.ndim(next(objects(self._column))) == 0:
             bounds = np.iinfo(dtype)
-            lowest, highest = int(bounds.min), int(bounds.max)
-            return self.whole(lowest, highest, "; pass Values(..., dtype=...) with one that holds it")[0].astype(dtype)
+            return self.whole(bounds.min, bounds.max, "; pass Values(..., dtype=...) with one that holds it")[0].astype(dtype)
         rows: list[np.ndarray] = []
 
         def row_of(value: Any) -> np.ndarray:
@@ -129,6 +131,8 @@ class CheckedValues:
 
     def positions_in(self, names: tuple[Any, ...], dtype: np.dtype[Any] | None) -> Rows:
         numbers = {name: number for number, name in enumerate(names)}
+        if isinstance(self._column, np.ndarray):
+            self._refuse_missing(self._column, "the name of a class")
 
         def position_of(value: Any) -> int:
             try:
@@ -142,9 +146,7 @@ class CheckedValues:
         small, distinct = np.min_scalar_type(len(names)), _distinct_ints(self._column)
         if distinct.size and set(distinct.tolist()) <= numbers.keys():  # a million ints take no loop over them
             table = np.array([numbers[name] for name in distinct.tolist()], small)
-            rows = np.empty(len(self._ids), small)
-            for some, block in zip(_blocks(np.asarray(self._column)), _blocks(rows), strict=True):
-                block[...] = table[np.searchsorted(distinct, some)]
+            rows = np.concatenate([table[np.searchsorted(distinct, some)] for some in _blocks(np.asarray(self._column))])
         else:
             rows = np.fromiter(self._each(position_of), small, len(self._ids))
         return CheckedValues(self._ids, rows, self.field).rows(dtype or np.dtype(np.int64))
@@ -197,7 +199,6 @@ def names_of(classes: Any) -> tuple[Any, ...]:
 def sorted_names(values: Any) -> tuple[Any, ...]:
     """The texts among ``values``, or else the ints, each once, sorted."""
     column = as_list_or_array(values) if is_column(values) else [values[key] for key in values.keys()]  # noqa: SIM118
-    kinds = (str, int, np.integer)
-    found = set(_distinct_ints(column).tolist()) or {one for one in objects(column) if isinstance(one, kinds)}
+    found = set(_distinct_ints(column).tolist()) or {one for one in objects(column) if isinstance(one, str | int | np.integer)}
     texts = sorted(str(name) for name in found if isinstance(name, str))
     return tuple(texts) or tuple(sorted(map(int, found)))

@@ -69,11 +69,8 @@ def _plain(id: Any, position: int) -> str | bytes | int:
 
 def is_missing(value: Any) -> bool:
     """Whether this is a missing value: None, NaN, or one of pandas."""
-    return (
-        value is None
-        or (isinstance(value, float | np.floating) and math.isnan(value))
-        or type(value).__name__ in ("NAType", "NaTType")
-    )
+    is_nan = isinstance(value, float | np.floating) and math.isnan(value)
+    return value is None or is_nan or type(value).__name__ in ("NAType", "NaTType")
 
 
 def _no_list(ids: Any) -> str:
@@ -222,8 +219,7 @@ def refuse_ways_out(ids: Sequence[object], folder: str, remedy: str) -> None:
             continue
         for id in some:
             if id.startswith("/") or ".." in id.split("/"):
-                expected = f"one that stays in folder {folder}, found a path out of it; {remedy}"
-                raise InputError(f"id {id!r}: expected {expected}")
+                raise InputError(f"id {id!r}: expected one that stays in folder {folder}, found a path out of it; {remedy}")
 
 
 def read_ids(file: str, named: str) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any
@@ -28,6 +29,8 @@ def variants(id: object) -> Iterator[tuple[Any, str]]:
         yield int(text), f"int({how})"
     if text.strip() != text:
         yield text.strip(), f"{how}.strip()"
+    for form in ("NFC", "NFD"):  # macOS writes an "é" as two characters, which look the same
+        yield unicodedata.normalize(form, text), f"unicodedata.normalize({form!r}, {how})"
     stem, suffix = os.path.splitext(text)
     if suffix:
         yield stem, f"os.path.splitext({how})[0]"
