@@ -9,12 +9,14 @@ it by ours when the `EpochIterator` first asks for the number of batches.
 from __future__ import annotations
 
 import atexit
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 from keras.src.trainers.data_adapters.data_adapter_utils import get_tensor_spec
 from keras.src.trainers.data_adapters.py_dataset_adapter import PyDatasetAdapter
@@ -25,9 +27,6 @@ from shmgen.keras.backends import FRONT_END
 from shmgen.keras.data_checks import Call, check, warnings_of
 from shmgen.keras.iterations import Iterations, in_use
 from shmgen.keras.running_fit import stack, variable
-
-METHODS = ("fit", "evaluate", "predict")
-"""The methods of a Keras model that take a `Sequence`."""
 
 
 class Adapter(PyDatasetAdapter):  # type: ignore[misc]
@@ -51,8 +50,7 @@ class Adapter(PyDatasetAdapter):  # type: ignore[misc]
         for iterations, begun in looks or ():
             with iterations.feed.passes() as passes:
                 passes.take_back(begun)
-        count: int | None = self.py_dataset.num_batches
-        return count
+        return cast("int | None", self.py_dataset.num_batches)
 
     def get_tf_dataset(self) -> Any:
         """Keras's, which takes two batches to find their shapes and dtypes, unless these are known beforehand."""
@@ -111,7 +109,7 @@ def _call(maker: FrameType, adapter: Adapter) -> Call | None:
     """The call that makes the `EpochIterator` whose constructor has the frame ``maker``; None if no method of a model does."""
     for frame in stack(maker):
         method = frame.f_code.co_name
-        if method in METHODS and str(frame.f_globals.get("__name__")).startswith("keras."):
+        if method in ("fit", "evaluate", "predict") and str(frame.f_globals.get("__name__")).startswith("keras."):
             if method == "fit" and variable(frame, "x") is not adapter.py_dataset:
                 method = "evaluate"
             return Call(
@@ -127,16 +125,28 @@ def _call(maker: FrameType, adapter: Adapter) -> Call | None:
 
 @atexit.register
 def _end_requests() -> None:
-    """Close all sequences, and wait until none of TensorFlow's threads is in Python.
+    """Close all sequences, and wait at most 5 seconds until TensorFlow has called Python for the last time.
 
-    One that is there when the interpreter ends never returns, and TensorFlow waits for it for ever. After a request that fails it
-    calls Python twice more, to learn that this was the last batch; so 20 ms without such a thread must pass.
+    If it has a thread in Python when the interpreter ends, that never returns, and TensorFlow waits for it for ever. After a
+    request that fails it calls Python twice more, to learn that this was the last batch; so all must have been at rest for 20 ms.
     """
     for iterations in list(in_use):
         iterations.feed.close()
-    begun = seen = time.monotonic()
-    while (now := time.monotonic()) < min(seen + 0.02, begun + 5):
-        callers = [list(stack(frame))[-1].f_globals["__name__"] for frame in sys._current_frames().values()]
-        if "tensorflow.python.ops.script_ops" in callers:
-            seen = now
-        time.sleep(0.001)
+    begun = moved = time.monotonic()
+    try:
+        while (now := time.monotonic()) < min(moved + 0.02, begun + 5):
+            moved = moved if _is_at_rest() else now
+            time.sleep(0.001)
+    except KeyboardInterrupt:  # another Ctrl-C: end at once, as TensorFlow would not let the interpreter end
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal.raise_signal(signal.SIGINT)
+
+
+def _is_at_rest() -> bool:
+    """Whether TensorFlow has no thread in Python, and no other thread is ready to run, and so perhaps about to call Python."""
+    callers = [list(stack(frame))[-1].f_globals["__name__"] for frame in sys._current_frames().values()]
+    try:
+        stats = [path.read_text() for path in Path("/proc/self/task").glob("*/stat")]
+    except OSError:  # a thread has just ended
+        return False
+    return "tensorflow.python.ops.script_ops" not in callers and sum(") R " in stat for stat in stats) <= 1

@@ -82,7 +82,7 @@ class DataWait(keras.callbacks.Callback):  # type: ignore[misc]
                 "%.0f %% of epoch %d was spent waiting for data\n%s",
                 100 * fraction,
                 epoch + 1,
-                "\n".join(f"{feed!r}\n{feed.prefetcher.stats.report()}" for feed in self._train.waited_for()),
+                "\n".join(f"{feed!r}\n{feed.prefetcher.stats.report()}" for feed, stats in self._train.seen() if stats.batches),
             )
 
 
@@ -99,19 +99,15 @@ class _WaitTimer:
         self._before = weakref.WeakKeyDictionary({one: one.feed.prefetcher.stats for one in list(self._measured)})
         self._start = time.monotonic()
 
-    def _seen(self) -> list[tuple[Feed, Stats]]:
+    def seen(self) -> list[tuple[Feed, Stats]]:
         """Each feed with its stats since then; also feeds that were made meanwhile."""
         return [(one.feed, one.feed.prefetcher.stats.since(self._before.get(one, Stats()))) for one in list(self._measured)]
 
     def stop(self) -> float:
         """Stop measuring, unless it has been stopped, and return the fraction."""
         if self.fraction is None:
-            seen = [stats for _, stats in self._seen()]
+            seen = [stats for _, stats in self.seen()]
             wait = sum(stats.batch_wait + stats.slot_wait for stats in seen)
             elapsed = time.monotonic() - self._start - max((stats.startup for stats in seen), default=0.0)
             self.fraction = min(1.0, wait / elapsed) if elapsed > 0 else 0.0
         return self.fraction
-
-    def waited_for(self) -> list[Feed]:
-        """The feeds that have delivered anything since then."""
-        return [feed for feed, stats in self._seen() if stats.batches]

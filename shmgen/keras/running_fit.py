@@ -6,7 +6,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 import keras
 from keras.src.trainers.epoch_iterator import EpochIterator
@@ -50,8 +50,7 @@ class RunningFit:
     """
 
     def __init__(self, frame: FrameType) -> None:
-        found: Any = running(frame)
-        iterator, caller = found
+        iterator, caller = cast("tuple[Any, Any]", running(frame))
         if caller is None or not hasattr(iterator, "_enumerate_iterator"):
             raise InputError(
                 f"Resume: expected to be called by fit() of Keras 3.8 to 3.15, found Keras {keras.__version__} or a loop of "

@@ -29,11 +29,10 @@ class _NotMade:
     def __get__(self, instance: object, owner: type) -> Any:
         if instance is None:
             return self
-        name = owner.__name__
         raise InputError(
-            f"{name}.__init__ did not call super().__init__() before this: call super().__init__(list_IDs, labels, batch_size, "
-            "...) first; it sets the attributes of these names, and starts workers that read the batches, so you need not write "
-            "__getitem__, __len__ and on_epoch_end"
+            f"{owner.__name__}.__init__ did not call super().__init__() before this: call super().__init__(list_IDs, labels, "
+            "batch_size, ...) first; it sets the attributes of these names, and starts workers that read the batches, so you "
+            "need not write __getitem__, __len__ and on_epoch_end"
         )
 
 

@@ -76,11 +76,8 @@ class StateFolder:
                 path.unlink()
 
     def _files(self, *, hidden: bool) -> list[Path]:
-        try:
-            names = os.listdir(self.path)
-        except FileNotFoundError:
-            return []
-        return [self.path / name for name in names if (found := NAME.fullmatch(name)) and bool(found[1]) == hidden]
+        paths = self.path.iterdir() if self.path.exists() else ()
+        return [path for path in paths if (name := NAME.fullmatch(path.name)) and bool(name[1]) == hidden]
 
 
 def read(path: Path) -> Saved:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import random
+import threading
 import warnings
 from collections.abc import Callable
 from contextlib import closing, nullcontext
@@ -17,6 +19,7 @@ from recorder import SHAPE, Recorder, flat_model
 
 from shmgen import InputError, Loader, Sequence
 from shmgen._engine.feed import Feed
+from shmgen.keras.adapter import _end_requests
 from shmgen.keras.data_checks import Call, check
 from shmgen.options import Options
 
@@ -253,3 +256,18 @@ def test_options_of_keras(data: Any, options: dict[str, Any], said: str | None) 
     """Keras's own options are accepted if they ask for what is done anyway, and otherwise refused with a remedy."""
     with nullcontext() if said is None else pytest.raises(InputError, match=said):
         Sequence(data.ids, data.labels, data_dir=data.path, **{"workers": 1, **options}).close()
+
+
+def test_the_end_waits_for_threads_that_are_ready_to_run() -> None:
+    """A thread that has work to do outside of Python may call it soon, so the program does not end before it has done that."""
+    done = threading.Event()
+
+    def work() -> None:
+        hashlib.pbkdf2_hmac("sha256", b"", b"", 500_000)  # without the interpreter's lock
+        done.set()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    _end_requests()
+    assert done.is_set()
+    thread.join()
