@@ -281,11 +281,13 @@ def test_a_source_that_cannot_be_opened(workers: int) -> None:
 
 
 def test_a_source_of_no_elements_or_no_numbers_is_refused() -> None:
-    """A source whose shape has no elements, or whose dtype is not of numbers, is refused with the field's name."""
+    """A source whose shape has no elements, or whose dtype is not of numbers, is refused; so is one without them."""
 
     class Odd(Source):
         pass
 
+    with pytest.raises(InputError, match=r"source Odd: expected shape and dtype .*, or fields, .*, found no shape and no dtype"):
+        Loader(range(8), None, 4, inputs=Odd())
     for shape, dtype, found in (((0, 3), "f4", r"found shape \(0, 3\)"), ((3,), "U3", "<U3")):
         Odd.shape, Odd.dtype = shape, dtype
         with pytest.raises(InputError, match=f"field 'scan': expected rows of numbers, .*{found}"):

@@ -57,8 +57,7 @@ class CheckedValues:
             try:
                 number = int(value) if isinstance(value, np.bool_) else operator.index(value)
             except TypeError:
-                found = f"{value!r} of type {type(value).__name__}{_remedy(value)}"
-                raise FormatError(f"expected an int, found {found}") from None
+                raise FormatError(f"expected an int, found {value!r} of type {type(value).__name__}{_remedy(value)}") from None
             if not lowest <= number <= highest:
                 raise FormatError(f"expected an int from {lowest} to {highest}, found {number}{remedy}")
             return number

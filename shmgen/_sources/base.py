@@ -189,6 +189,9 @@ class SourceReader(Reader):
         self.user_code = source
         self.fields, self.concurrent = source.fields, source.concurrent
         if source.fields is None:
+            if unset := [name for name in ("shape", "dtype") if not hasattr(source, name)]:
+                expected = "shape and dtype of a row, or fields, set in the class or by bind"
+                raise InputError(f"source {type(source).__name__}: expected {expected}, found no {' and no '.join(unset)}")
             self.shape, self.dtype = source.shape, source.dtype
         self._fills_many = type(source).fill is not Source.fill
 

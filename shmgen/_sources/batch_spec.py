@@ -251,8 +251,7 @@ class BatchSpec:
             weighs = self.names.index(name) in self.weights
             dtype = np.dtype(np.int64 if measure == "length" else np.float32 if weighs else np.bool_)
         if not are_numbers(dtype) or 0 in shape:
-            found = f"shape {shape} and dtype {dtype}{NO_NUMBERS}"
-            raise InputError(f"field {name!r}: expected rows of numbers, found {found}")
+            raise InputError(f"field {name!r}: expected rows of numbers, found shape {shape} and dtype {dtype}{NO_NUMBERS}")
         if measure is None and given.pad_value is not None and not holds(dtype, given.pad_value):
             raise InputError(f"field {name!r}: expected a pad_value that {dtype} holds, found {given.pad_value}")
         row_bytes = math.prod(shape) * dtype.itemsize
