@@ -10,14 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from conftest import python, wait_until
 from pace import AT_ONCE, Deadline
 from ways import part_of
 
-from shmgen import Loader
+from shmgen import Function, Loader
 from shmgen._engine.pool import Pool
+from shmgen._engine.prefetcher import Prefetcher
+from shmgen._engine.supervisor import Supervisor
 from shmgen._memory.records import REPORT
+from shmgen._plan.activity import Target
 from shmgen._plan.sampler import BatchId
 from shmgen._plan.schedule import Ticket
 
@@ -177,6 +181,34 @@ def test_workers_import_from_the_main_processs_path(tmp_path: Path) -> None:
         ((X,),) = loader
 
     assert X.tolist() == [[1, 1, 1]]
+
+
+def test_processor_time_of_readers_that_have_ended_counts() -> None:
+    """When a worker has fewer readers than before, its processor time still grows by what the others use."""
+
+    def compute(id: int) -> np.ndarray:
+        import time
+
+        until = time.thread_time() + 0.002
+        while time.thread_time() < until:
+            pass
+        return np.zeros(1)
+
+    source = Function(compute, concurrent=True)
+    with Loader(range(10_000), None, 8, source=source, workers=1, reads=8) as loader:
+        pool, supervisor = part_of(loader, Pool), part_of(loader, Supervisor)
+        batches = iter(loader)
+        while pool.time_spent().cpu < 0.5:
+            next(batches)
+        worker = psutil.Process(loader.state.workers[0].pid)
+        threads = worker.num_threads()
+        with part_of(loader, Prefetcher).lock:
+            supervisor.resize(Target(1, 1))
+        wait_until(lambda: next(batches) and worker.num_threads() == threads - 7, "the other readers have ended")
+        before = pool.time_spent().cpu
+        for _ in range(40):  # more than had been read ahead
+            next(batches)
+        assert pool.time_spent().cpu - before > 0.1
 
 
 def test_a_late_ring_of_the_bell_is_not_lost(folder: Callable, monkeypatch: pytest.MonkeyPatch) -> None:

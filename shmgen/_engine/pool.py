@@ -12,7 +12,7 @@ import select
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
@@ -29,7 +29,7 @@ from shmgen._worker.context import Context, ForwardedLogs
 from shmgen._worker.launch import ONE_PROCESSOR, Child, command, deferred_signals, end
 from shmgen._worker.main import Start
 from shmgen._worker.pickling import dumps
-from shmgen._worker.protocol import ATOMIC, processor_time
+from shmgen._worker.protocol import ATOMIC, processor_times
 from shmgen._worker.reader_threads import Descriptors
 from shmgen._worker.ticket_filler import TicketFiller
 from shmgen.errors import StartError, WorkerDied
@@ -304,14 +304,14 @@ class Pool:
 class _Worker:
     child: Child
     page: StatusPage
-    cpu: int = 0  # nanoseconds in which its readers ran or were ready to run, when these were last read
+    times: dict[str, int] = field(default_factory=dict)  # as last read: nanoseconds of each thread, also of those that have ended
 
     def time_spent(self) -> TimeSpent:
         busy = self.page.total(BUSY)
-        # Of a worker that has died the kernel no longer knows it.
-        if busy and (used := processor_time(self.child.pid)):
-            self.cpu = max(self.cpu, used - self.page.words[USED])
-        return TimeSpent(*(time / 1e9 for time in (busy, self.cpu, self.page.total(FUNCTION), self.page.total(TURN))))
+        if busy:
+            self.times |= processor_times(self.child.pid)
+        used = max(0, sum(self.times.values()) - self.page.words[USED])
+        return TimeSpent(*(time / 1e9 for time in (busy, used, self.page.total(FUNCTION), self.page.total(TURN))))
 
 
 def _total(*spent: TimeSpent) -> TimeSpent:

@@ -23,7 +23,7 @@ from shmgen._memory.status_page import StatusPage
 from shmgen._samples.packed_ids import PackedIds
 from shmgen._sources.base import error_text
 from shmgen._worker.liveness import begin, end_in_time
-from shmgen._worker.protocol import CTRL_C, ENDS, LENGTH_BYTES, LOGGED, READY, UNABLE, frame, processor_time
+from shmgen._worker.protocol import CTRL_C, ENDS, LENGTH_BYTES, LOGGED, READY, UNABLE, frame, processor_times
 from shmgen._worker.reader_threads import Descriptors, Readers
 from shmgen._worker.ticket_filler import TicketFiller
 from shmgen.errors import StartError
@@ -110,7 +110,7 @@ def main(stream: int, liveness: int, *inherited: int) -> None:
         _send(stream, UNABLE + pickle.dumps(failure))
         return
     page.words[READERS] = 1
-    page.words[USED] = processor_time("self")
+    page.words[USED] = sum(processor_times("self").values())
     _send(stream, READY)
     readers.run(opened)
 

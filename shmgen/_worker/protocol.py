@@ -41,18 +41,18 @@ def frame(message: bytes) -> bytes:
     return len(message).to_bytes(LENGTH_BYTES, "little") + message
 
 
-def processor_time(process: int | str) -> int:
-    """Nanoseconds in which a process's threads, without those that have ended, ran or were ready to run; 0 if unknown.
+def processor_times(process: int | str) -> dict[str, int]:
+    """Nanoseconds in which each thread of a process that is alive ran or was ready to run, by the thread's id; none if unknown.
 
     ``process`` is its id, or ``self``. psutil does not know the time for which a thread was ready to run.
     """
-    total = 0
+    times: dict[str, int] = {}
     with suppress(OSError):
         for task in os.listdir(f"/proc/{process}/task"):
             with suppress(OSError, ValueError), open(f"/proc/{process}/task/{task}/schedstat") as file:
                 ran, ready, _ = map(int, file.read().split())
-                total += ran + ready
-    return total
+                times[task] = ran + ready
+    return times
 
 
 def take_messages(stream: bytearray) -> list[bytes]:
