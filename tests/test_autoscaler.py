@@ -81,7 +81,7 @@ CASES = [
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_it_is_quick(case: Case) -> None:
+def test_the_best_rate_is_reached_soon_and_kept(case: Case) -> None:
     """The autoscaler reaches 90 % of the best rate in time, and keeps about that rate."""
     seen = run(case.machine, case.first, 12.0, workers=case.workers, reads=case.reads)
     began = next(time for time, rows, _ in seen.history if rows)
@@ -111,7 +111,7 @@ def look(
 
 
 @pytest.mark.parametrize(("scales_workers", "wait"), [(False, 1.0), (True, 0.0), (True, 0.05), (True, 0.3)])
-def test_noise_decides_nothing(scales_workers: bool, wait: float) -> None:
+def test_nothing_changes_by_noise(scales_workers: bool, wait: float) -> None:
     """On a warm machine whose figures vary by 10 %, nothing changes in 1,100 looks, however long the trainer waits."""
     dice = random.Random(1)
     autoscaler = Autoscaler(("workers", "reads") if scales_workers else ("reads",), limits_of(2), 64)
@@ -133,7 +133,7 @@ def test_a_trainer_that_does_not_wait_needs_no_more(step: float) -> None:
         assert seen.rate(20.0, 30.0) >= 0.9 * machine.batch / step
 
 
-def test_it_follows_a_storage_that_changes() -> None:
+def test_reads_follow_the_speed_of_the_storage() -> None:
     """When files begin to take 10 ms, many are read at once within two seconds; when they become fast again, few are."""
     seen = run(Machine(convoy=0.5, slots=32), Target(2, 1), 10.0)
     assert seen.target == Target(2, 1)
@@ -150,7 +150,7 @@ def test_it_follows_a_storage_that_changes() -> None:
     ("machine", "best", "reads", "batches"),
     [(SLOW_SHORT, Target(2, 32), True, 2), (SLEEPS, Target(8, 1), False, 2), (COMPUTES, Target(2, 1), False, 10)],
 )
-def test_short_epochs(machine: Machine, best: Target, reads: bool, batches: int) -> None:
+def test_measurements_of_short_epochs_are_added_up(machine: Machine, best: Target, reads: bool, batches: int) -> None:
     """Measurements of several short epochs are added up, without the pauses between them."""
     seen = run(replace(machine, epoch=batches, pause=0.01), Target(1, 1), 10.0, reads=reads)
     assert machine.steady(seen.target) >= 0.9 * machine.steady(best), seen.decisions
@@ -168,7 +168,7 @@ def test_a_busy_machine_needs_no_more_reads() -> None:
     [(SLOW, 0.3), (SLEEPS, 0.02), (replace(COMPUTES, processors=8), 0.1)],
     ids=["slow-and-a-slow-trainer", "sleeps", "computes"],
 )
-def test_it_comes_to_rest(machine: Machine, step: float) -> None:
+def test_changes_come_to_an_end(machine: Machine, step: float) -> None:
     """The trainer gets the rate that it can use, or the best possible one, and after 30 seconds nothing changes."""
     machine = replace(machine, step=step)
     reads = machine is not SLEEPS and machine.concurrent
@@ -179,7 +179,7 @@ def test_it_comes_to_rest(machine: Machine, step: float) -> None:
     assert all(decision.at < 30.0 for decision in decisions(seen)), seen.decisions
 
 
-def test_it_follows_the_trainer() -> None:
+def test_workers_follow_the_speed_of_the_trainer() -> None:
     """When the trainer becomes slower, it gets fewer workers; when it becomes faster again, more."""
     seen = run(replace(COMPUTES, processors=8, step=0.1), Target(1, 1), 30.0)
     assert 4 <= seen.target.workers <= 6, seen.decisions
@@ -191,7 +191,7 @@ def test_it_follows_the_trainer() -> None:
     assert 4 <= seen.target.workers <= 6, seen.decisions
 
 
-def test_there_is_room() -> None:
+def test_limits_are_kept_also_when_they_become_lower() -> None:
     """Workers and reads stay within the limits, also when these become lower, and there is always one of each."""
     room = Target(5, 7)
     autoscaler = Autoscaler(("workers", "reads"), lambda workers, blocked: room, 64)
@@ -205,7 +205,7 @@ def test_there_is_room() -> None:
 
 
 @pytest.mark.parametrize("room", [Target(1, 1), Target(100, 100)])
-def test_what_is_fixed_stays(room: Target) -> None:
+def test_numbers_that_the_user_gave_are_kept(room: Target) -> None:
     """Numbers that the user gave are kept, whatever the limits are, and whatever would be faster."""
     for machine in (SLOW, SLEEPS, COMPUTES, replace(WARM, step=0.3)):
         autoscaler = Autoscaler((), lambda workers, blocked: room, 64)
@@ -242,7 +242,7 @@ def steer(
         pytest.param(4.0, 0.48, Target(4, 16), Target(2, 16), id="blocked 88 %, no room for reads: twice the workers"),
     ],
 )
-def test_what_is_tried_for_a_trainer_that_waits(busy: float, cpu: float, room: Target, after: Target) -> None:
+def test_changes_for_a_trainer_that_waits(busy: float, cpu: float, room: Target, after: Target) -> None:
     """More than 16 reads are tried if readers are blocked for most of the time and there is room; if there is none, workers."""
     autoscaler = starved(room, Target(1, 16))
     look(autoscaler, 1.0, 300.0, wait=0.0, busy=busy, cpu=cpu)
@@ -276,7 +276,7 @@ def test_a_change_that_was_refused_is_tried_more_seldom_and_watched_for_longer()
     assert gaps == [5, 4 * 32, 10, 8 * 32, 20, 16 * 32, 32, 32 * 32, 32, 5, 4 * 32, 10]
 
 
-def test_a_change_that_helped_is_no_reason_to_try_what_was_refused() -> None:
+def test_a_change_that_helped_leaves_refusals_in_place() -> None:
     """Fewer reads were refused for 4 seconds; a second worker then doubles the rate, and does not shorten them."""
     autoscaler, rates = starved(Target(2, 4), Target(1, 4)), {1: 300.0, 4: 400.0, 8: 800.0}
     # The seconds in which two batches are read after a change do not count.
@@ -328,7 +328,7 @@ def test_a_worker_that_starts_is_not_judged() -> None:
     assert len(autoscaler.decisions) == 1
 
 
-def test_what_lies_between_epochs_does_not_count() -> None:
+def test_pauses_between_epochs_do_not_count() -> None:
     """Waits or pauses between epochs do not count, whether long waits of the trainer or none."""
     patient, starving = starved(Target(4, 1)), starved(Target(4, 1))
     for epoch in range(30):
@@ -374,7 +374,7 @@ def test_a_change_shows_after_two_batches() -> None:
     assert decided == [1, 1, 1, 2]
 
 
-def test_time_between_epochs_is_time() -> None:
+def test_the_time_of_a_decision_includes_pauses() -> None:
     """The time of a decision counts from the first look, including the time between epochs."""
     autoscaler = starved(Target(3, 8))
     look(autoscaler, 30.0, 1.0, wait=0.0, busy=0.0, cpu=0.0, epoch=1)

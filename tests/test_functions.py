@@ -255,7 +255,7 @@ def test_rows_of_an_interrupted_batch_are_transformed_once() -> None:
     assert found["age"].tolist() == [-1, -2, -3, -4, -5]
 
 
-def test_what_a_transform_may_return() -> None:
+def test_results_that_a_transform_may_return() -> None:
     """A transform may change the row in place, or return the row, a view, a new array, or a value that casts to it."""
 
     def in_place(x: np.ndarray, rng: object) -> None:

@@ -160,7 +160,7 @@ def test_damaged_files_are_named_and_nothing_is_packed(data: DataSet, target: Pa
     assert {one["id"] for one in done.json["damaged"]} == bad
     table = cli("pack", data.path, target, "--workers", 0)
     assert table.status == 1
-    words = f"{target}: not packed: mend the files, leave their ids out of --ids, or give --skip-damaged"
+    words = f"{target}: not packed: repair the files, leave their ids out of --ids, or give --skip-damaged"
     for said in ("expected shape (4, 3), found (4, 4)", "complex64", "expected 176 bytes, found 150", words, *bad):
         assert said in table.out
     assert os.listdir(target.parent) == []

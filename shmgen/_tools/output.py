@@ -151,7 +151,7 @@ def print_packed(packed: Packed, target: str) -> None:
         if packed.rows:
             words = f"{packed.rows:,} rows of shape {packed.shape}, {packed.dtype}, in {packed.seconds:,.1f} s"
         else:
-            words = "not packed: mend the files, leave their ids out of --ids, or give --skip-damaged"
+            words = "not packed: repair the files, leave their ids out of --ids, or give --skip-damaged"
         console.print(f"{escaped(target)}: {words}", soft_wrap=True)
         for remark in packed.remarks:
             console.print(remark, soft_wrap=True)
