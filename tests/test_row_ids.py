@@ -6,6 +6,7 @@ import itertools
 import os
 import pickle
 import random
+import re
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -97,6 +98,17 @@ def test_an_id_without_a_row_is_named(all_npy: Path) -> None:
                 source(all_npy).bind([*others[:place], id, *others[place:]])
             assert repr(id) in str(caught.value)
             assert str(all_npy.with_suffix(".ids")) in str(caught.value)
+
+
+def test_an_id_without_a_row_suggests_a_similar_one(all_npy: Path) -> None:
+    """Where the file has the id with another suffix, or without its blanks, the error says how to make all ids of that kind."""
+    for wrong, remedy in (
+        (f"{IDS[3]}.npy", "os.path.splitext(id)[0]"),
+        (f"{IDS[3]} ", "id.strip()"),
+        (IDS[3].encode(), "id.decode()"),
+    ):
+        with pytest.raises(InputError, match=re.escape(f"found it nowhere; {IDS[3]!r} is there: pass [{remedy} for id in ids]")):
+            source(all_npy).bind([wrong])
 
 
 def replace_by_fifo(path: Path) -> None:

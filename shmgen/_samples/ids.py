@@ -165,9 +165,7 @@ def _as_range(numbers: range | np.ndarray) -> range | None:
     if len(numbers) < 2:
         return range(int(numbers[0]), int(numbers[0]) + 1) if len(numbers) else range(0)
     first, step = int(numbers[0]), int(numbers[1]) - int(numbers[0])
-    if step == 0:
-        return None
-    if not isinstance(numbers, range) and (np.diff(numbers.astype(np.int64)) != step).any():
+    if step == 0 or (not isinstance(numbers, range) and (np.diff(numbers.astype(np.int64)) != step).any()):
         return None
     return range(first, first + len(numbers) * step, step)
 
