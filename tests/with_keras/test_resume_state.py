@@ -286,7 +286,9 @@ def test_logs_of_any_type_are_saved(data: Callable[..., Sequence], tmp_path: Pat
     assert found == {"tensor": [2.5], "variable": [1.5], "array": [[0, 1]], "numpy": [3.0], "text": ["{1, 2}"]}
 
 
-def test_callbacks_and_data_that_resume_refuses(data: Callable[..., Sequence], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_callbacks_and_data_that_resume_refuses(
+    data: Callable[..., Sequence], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Callbacks or data that do not go with `Resume` are an error before training starts, with a remedy."""
     training, other = data(), data()
 
