@@ -122,8 +122,7 @@ class Autoscaler:
     def see(self, epoch: int, counters: Counters) -> Target:
         """Take a look; what there should be from now on.
 
-        Time between looks in two epochs is ignored, since the caller may have done anything meanwhile. So is the time in which
-        a worker starts.
+        Time between two epochs is ignored, as the caller may have done anything, and so is the time in which a worker starts.
         """
         last, self._last = self._last, counters
         self.target = counters.target

@@ -1,7 +1,6 @@
 """Reads samples from an HDF5 file, and finds out which of their data are missing.
 
-Where a part of a dataset is missing, HDF5 itself reads zeros, or a fill value, without an error. A chunk is decoded once for all
-its rows that are in a ticket.
+HDF5 itself reads missing parts as zeros or a fill value, without an error. A chunk is decoded once for all its rows of a ticket.
 """
 
 from __future__ import annotations

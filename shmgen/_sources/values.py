@@ -37,9 +37,8 @@ class Values(BuiltinSource):
 
     Which value belongs to which id is a rule that never looks at the values. A mapping goes by key. A list or array goes by
     position: it has a value for each id, in their order. Where ids are ints, but not 0, 1, 2 and so on, it could go by id as
-    well, and ``by`` has to say which. A pandas column goes by the labels of its index. Where these only number rows, as pandas
-    does by itself, the column is taken as a list is: they have no name, and are the ints from 0 on, in any order, or any ints
-    beside ids that are texts.
+    well, and ``by`` has to say which. A pandas column goes by the labels of its index. Where these only number rows, it goes
+    as a list does: where they have no name, and are the ints from 0 on in any order, or any ints beside ids that are texts.
 
     Attributes:
         classes: the names of classes in the order of their numbers; None where there are none, or they are to be ``"sorted"``.

@@ -1,8 +1,7 @@
 """What a worker takes over from the main process, so that the user's functions find the same in both; and what it sends back: log
 records and warnings, which the main process gives to its handlers.
 
-Every worker, whenever it is started, gets it as it was when the loader was made. A worker that calls no function of the user's
-takes over `sys.path` alone.
+Every worker gets it as it was when the loader was made. One that calls no function of the user's takes over `sys.path` alone.
 """
 
 from __future__ import annotations

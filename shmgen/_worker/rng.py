@@ -17,8 +17,7 @@ class SampleRng:
     """Random numbers that depend on the seed, the epoch and a sample's position in it; not on which worker draws, or when.
 
     For each sample the global generators of `random`, `numpy.random` and, once it is imported, torch (on the CPU) are seeded too.
-    With ``outside``, it is for functions that several threads call at once: it draws other numbers, and leaves the global
-    generators alone.
+    With ``outside``, for functions that several threads call at once, it draws other numbers and seeds no global generators.
     """
 
     def __init__(self, seed: int, *, outside: bool = False) -> None:

@@ -8,13 +8,9 @@ it by ours when the `EpochIterator` first asks for the number of batches.
 
 from __future__ import annotations
 
-import atexit
-import signal
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from pathlib import Path
 from types import FrameType
 from typing import Any, cast
 
@@ -25,7 +21,7 @@ from keras.src.trainers.epoch_iterator import EpochIterator
 from shmgen._plan.passes import Pass
 from shmgen.keras.backends import FRONT_END
 from shmgen.keras.data_checks import Call, check, warnings_of
-from shmgen.keras.iterations import Iterations, in_use
+from shmgen.keras.iterations import Iterations
 from shmgen.keras.running_fit import stack, variable
 
 
@@ -121,32 +117,3 @@ def _call(maker: FrameType, adapter: Adapter) -> Call | None:
                 adapter.no_rows[0] if adapter.no_rows else None,
             )
     return None
-
-
-@atexit.register
-def _end_requests() -> None:
-    """Close all sequences, and wait at most 5 seconds until TensorFlow has called Python for the last time.
-
-    If it has a thread in Python when the interpreter ends, that never returns, and TensorFlow waits for it for ever. After a
-    request that fails it calls Python twice more, to learn that this was the last batch; so all must have been at rest for 20 ms.
-    """
-    for iterations in list(in_use):
-        iterations.feed.close()
-    begun = moved = time.monotonic()
-    try:
-        while (now := time.monotonic()) < min(moved + 0.02, begun + 5):
-            moved = moved if _is_at_rest() else now
-            time.sleep(0.001)
-    except KeyboardInterrupt:  # another Ctrl-C: end at once, as TensorFlow would not let the interpreter end
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        signal.raise_signal(signal.SIGINT)
-
-
-def _is_at_rest() -> bool:
-    """Whether TensorFlow has no thread in Python, and no other thread is ready to run, and so perhaps about to call Python."""
-    callers = [list(stack(frame))[-1].f_globals["__name__"] for frame in sys._current_frames().values()]
-    try:
-        stats = [path.read_text() for path in Path("/proc/self/task").glob("*/stat")]
-    except OSError:  # a thread has just ended
-        return False
-    return "tensorflow.python.ops.script_ops" not in callers and sum(") R " in stat for stat in stats) <= 1

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import atexit
+import signal
+import sys
+import time
+from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 
 from shmgen._engine.front_end import FrontEnd, map_arrays
+from shmgen.keras.iterations import in_use
+from shmgen.keras.running_fit import stack
 
 SAME_IN_TORCH = {
     *("bool", "uint8", "int8", "int16", "int32", "int64"),
@@ -20,6 +27,9 @@ class _TensorFlow(FrontEnd):
     """TensorFlow aliases a batch's arrays, since they are aligned. It turns an exception into the text of an UnknownError."""
 
     hides_errors = True
+
+    def __init__(self) -> None:
+        atexit.register(_end_requests)
 
     def release(self) -> None:
         import tensorflow as tf
@@ -44,6 +54,34 @@ class _Torch(FrontEnd):
         flags = array.flags
         is_shared = array.dtype.name in SAME_IN_TORCH and array.dtype.isnative and flags.c_contiguous and flags.writeable
         return self._as_tensor(array) if is_shared else array
+
+
+def _end_requests() -> None:
+    """Close all sequences, and wait at most 5 seconds until TensorFlow has called Python for the last time.
+
+    If it has a thread in Python when the interpreter ends, that never returns, and TensorFlow waits for it for ever. After a
+    request that fails it calls Python twice more, to learn that this was the last batch; so all must have been at rest for 20 ms.
+    """
+    for iterations in list(in_use):
+        iterations.feed.close()
+    begun = moved = time.monotonic()
+    try:
+        while (now := time.monotonic()) < min(moved + 0.02, begun + 5):
+            moved = moved if _is_at_rest() else now
+            time.sleep(0.001)
+    except KeyboardInterrupt:  # another Ctrl-C: end at once, as TensorFlow would not let the interpreter end
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal.raise_signal(signal.SIGINT)
+
+
+def _is_at_rest() -> bool:
+    """Whether TensorFlow has no thread in Python, and no other thread is ready to run, and so perhaps about to call Python."""
+    callers = [list(stack(frame))[-1].f_globals["__name__"] for frame in sys._current_frames().values()]
+    try:
+        stats = [path.read_text() for path in Path("/proc/self/task").glob("*/stat")]
+    except OSError:  # a thread has just ended
+        return False
+    return "tensorflow.python.ops.script_ops" not in callers and sum(") R " in stat for stat in stats) <= 1
 
 
 # JAX, on the CPU, reads arrays where they are, and releases them when garbage is collected.

@@ -332,12 +332,12 @@ ENDS = {
     "exit": (3, "sys.exit(3)"),
     "exception": (1, "raise ZeroDivisionError('in a callback')"),
     "os-exit": (4, "os._exit(4)"),
-    "ctrl-c-at-the-end": (
-        -signal.SIGINT,
-        "shmgen.keras.adapter._is_at_rest = lambda: signal.raise_signal(signal.SIGINT); sys.exit()",
-    ),
 }
 """Ways to end a process during or after a fit: the exit code, and the code that a callback executes."""
+
+if BACKEND == "tensorflow":
+    interrupted = "shmgen.keras.backends._is_at_rest = lambda: signal.raise_signal(signal.SIGINT); sys.exit()"
+    ENDS["ctrl-c-at-the-end"] = (-signal.SIGINT, interrupted)
 
 FITS = """
 def frameworks(): return {{name for name in ("tensorflow", "jax", "torch", "keras") if name in sys.modules}}

@@ -19,7 +19,7 @@ from recorder import SHAPE, Recorder, flat_model
 
 from shmgen import InputError, Loader, Sequence
 from shmgen._engine.feed import Feed
-from shmgen.keras.adapter import _end_requests
+from shmgen.keras.backends import _end_requests
 from shmgen.keras.data_checks import Call, check
 from shmgen.options import Options
 
@@ -258,8 +258,9 @@ def test_options_of_keras(data: Any, options: dict[str, Any], said: str | None) 
         Sequence(data.ids, data.labels, data_dir=data.path, **{"workers": 1, **options}).close()
 
 
-def test_the_end_waits_for_threads_that_are_ready_to_run() -> None:
+def test_the_end_waits_for_threads_that_are_ready_to_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """A thread that has work to do outside of Python may call it soon, so the program does not end before it has done that."""
+    monkeypatch.setattr("shmgen.keras.backends.in_use", ())
     done = threading.Event()
 
     def work() -> None:
