@@ -96,8 +96,9 @@ def test_frameworks_are_logged_once(tmp_path: Any, monkeypatch: pytest.MonkeyPat
     """
     (tmp_path / "jax.py").write_text("ones = b'1' * 50_000_000")
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "jax", raising=False)
-    monkeypatch.setitem(sys.modules, "jax", jax := importlib.import_module("jax"))
+    monkeypatch.setitem(sys.modules, "jax", ...)  # what was there is put back in the end
+    del sys.modules["jax"]
+    jax = importlib.import_module("jax")
 
     def computes(id: int) -> np.ndarray:
         logging.getLogger("shmgen").warning("called in %d", os.getpid())  # handled after the worker's earlier messages

@@ -60,15 +60,15 @@ def _end_requests() -> None:
     """Close all sequences, and wait at most 5 seconds until TensorFlow has called Python for the last time.
 
     If it has a thread in Python when the interpreter ends, that never returns, and TensorFlow waits for it for ever. After a
-    request that fails it calls Python twice more, to learn that this was the last batch; so all must have been at rest for 20 ms.
+    request that fails it calls Python twice more, to learn that this was the last batch; so it must be found at rest ten times.
     """
     for iterations in list(in_use):
         iterations.feed.close()
-    begun = moved = time.monotonic()
+    until, at_rest = time.monotonic() + 5, 0
     try:
-        while (now := time.monotonic()) < min(moved + 0.02, begun + 5):
-            moved = moved if _is_at_rest() else now
-            time.sleep(0.001)
+        while at_rest < 10 and time.monotonic() < until:
+            time.sleep(0.002)
+            at_rest = at_rest + 1 if _is_at_rest() else 0
     except KeyboardInterrupt:  # another Ctrl-C: end at once, as TensorFlow would not let the interpreter end
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         signal.raise_signal(signal.SIGINT)
