@@ -160,7 +160,8 @@ def news_of_rows(loader: Loader) -> set[float]:
 
 def test_rows_truncated_during_an_epoch(big: Path) -> None:
     """In a truncated file, rows beyond the end raise errors, rows before it are right; once it is whole, all are right."""
-    with Loader(range(N), range(N), 4, source=NpyRows(big), workers=2, slots=2, shuffle=False) as loader:
+    # Without workers nothing is read ahead: a row that is being read when the file is cut off would be named, too.
+    with Loader(range(N), range(N), 4, source=NpyRows(big), workers=0, shuffle=False) as loader:
         batches = iter(loader)
         next(batches)
         os.truncate(big, 128 + 12 * 18)
@@ -168,7 +169,7 @@ def test_rows_truncated_during_an_epoch(big: Path) -> None:
             assert next(batches)[0][:, 0].tolist() == [*range(4 * number, 4 * number + 4)]
         with pytest.raises(SampleError, match=r"big\.npy: expected \d+ bytes, found 344: the file is truncated") as raised:
             next(batches)
-        assert raised.value.id in (18, 19)  # whichever a worker reads first
+        assert raised.value.id == 18
         with pytest.raises(SampleError):
             next(batches)
         with open(big, "r+b") as file:
