@@ -117,13 +117,13 @@ def test_replacements_do_not_depend_on_workers_and_slots(masked: tuple[DataSet, 
     assert rows(workers=0, seed=1) != expected
 
 
-@pytest.mark.parametrize(("shuffle", "workers"), [(True, 1), (False, 0)])
-def test_rows_beyond_the_end_of_a_truncated_file_are_replaced(tmp_path: Path, shuffle: bool, workers: int) -> None:
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_rows_beyond_the_end_of_a_truncated_file_are_replaced(tmp_path: Path, shuffle: bool) -> None:
     """If an array is truncated while in use, its missing rows are replaced, also if neighbours are read together."""
     path = tmp_path / "all.npy"
     np.save(path, np.arange(3.0 * N).reshape(N, 3))
     with Loader(
-        range(N), range(N), BATCH, shuffle=shuffle, source=NpyRows(path), workers=workers, on_error="replace", max_damaged=0.1
+        range(N), range(N), BATCH, shuffle=shuffle, source=NpyRows(path), workers=0, on_error="replace", max_damaged=0.1
     ) as loader:
         os.truncate(path, path.stat().st_size - 30)
         labels = []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import pickle
 import random
@@ -170,10 +169,10 @@ def test_an_unreadable_row_is_named_by_its_id(all_npy: Path) -> None:
     with pytest.raises(InputError, match="truncated"):
         Loader(IDS, None, N, source=source(all_npy), workers=0)
     np.save(all_npy, np.zeros((N, 3), np.int64))
-    with Loader(IDS[::-1], None, N, source=source(all_npy), workers=1, shuffle=False) as loader:
+    with Loader(IDS[::-1], None, N, source=source(all_npy), workers=0, shuffle=False) as loader:
         os.truncate(all_npy, 128 + 24 * (N - 1))
         with pytest.raises(SampleError) as caught:
-            list(itertools.chain(loader, loader, loader))  # the first epochs may have been read before the truncation
+            next(iter(loader))
         assert caught.value.id == IDS[-1]
     np.save(all_npy, np.zeros((N, 3), np.int64))
     bound = source(all_npy).bind(IDS)
