@@ -138,7 +138,7 @@ class Situations:
         return epochs(Loader([f"id-{n}" for n in range(24)] * 2, None, BATCH, data_dir=proxy.url, workers=1, reads=2, slots=4))
 
     def files_that_are_cast(self, folder: Callable, **rest: Any) -> Stats:
-        return epochs(of_files(folder(8, (512, 512), np.float64), 20, dtype="float32", workers=1))
+        return epochs(of_files(folder(8, (1024, 1024), np.float64), 20, dtype="float32", workers=1))
 
 
 SITUATIONS = {
