@@ -1,9 +1,9 @@
 """A folder on a local disk that caches remote files, up to a number of bytes; any number of processes may share it.
 
 A file is written under a temporary name and then renamed, so that no process ever reads a part of it. When a process ends, the
-kernel releases its locks. While a process is suspended with the lock, no other can add files: each waits `PATIENCE` seconds, then
-goes on without keeping its file. On a file system without locks, two processes that add at the same moment may count one file
-only, until all files are counted again.
+kernel releases its locks. While a process is suspended with the lock, no other can add files: each makes `ATTEMPTS` attempts,
+then goes on without keeping its file. On a file system without locks, two that add at the same moment may count only one
+file, until all files are counted again.
 
 Layout of the folder::
 
@@ -33,8 +33,8 @@ log = logging.getLogger("shmgen")
 COUNT = 8
 """Bytes of the number in the file ``bytes``."""
 
-PATIENCE = 0.1
-"""Seconds to wait for the lock on the file ``bytes``."""
+ATTEMPTS = 100
+"""How often to try to lock the file ``bytes``, with a millisecond in between."""
 
 ABANDONED = 3600.0
 """Seconds without a write after which a file in ``new`` is taken for that of a killed process."""
@@ -167,9 +167,8 @@ class Cache:
 
 
 def _locked(fd: int) -> bool:
-    """Whether a file could be locked within `PATIENCE`, or its file system has no locks."""
-    until = time.monotonic() + PATIENCE
-    while time.monotonic() < until:
+    """Whether a file could be locked in `ATTEMPTS` attempts, or its file system has no locks."""
+    for _ in range(ATTEMPTS):
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
