@@ -1,6 +1,6 @@
 """Supervises the workers: gives out tickets, handles events, and replaces workers that die or do not respond.
 
-`shmgen._plan.faults` decides what is to be done; here it is done. Its caller holds the prefetcher's lock.
+`shmgen._plan.faults` decides what is to be done; here it is done. The supervisor's caller holds the prefetcher's lock.
 """
 
 from __future__ import annotations

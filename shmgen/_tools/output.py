@@ -1,6 +1,6 @@
 """The output of the command line: a progress bar, tables, JSON, a plot.
 
-A file's name may hold any characters. Those that the stream can't encode, or that control a terminal, are escaped.
+A file's name is never taken for markup. Characters that the stream can't encode, or that control a terminal, are escaped.
 """
 
 from __future__ import annotations

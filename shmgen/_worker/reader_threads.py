@@ -158,7 +158,7 @@ class Readers:
             wanted = self._wanted()
             for number in sorted(wanted - self._running - {0}):
                 self._running.add(number)
-                # Set before the reader takes a ticket: the main process looks at no other record if the worker dies.
+                # Set before the reader takes a ticket: the main process looks at this number of records if the worker dies.
                 self._page.words[READERS] = max(self._page.words[READERS], number + 1)
                 try:
                     threading.Thread(target=self._run_in_thread, args=(number,), daemon=True).start()

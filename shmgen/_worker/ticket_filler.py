@@ -81,7 +81,7 @@ class TicketFiller:
         self._samples: SampleFiller | None = None
         self._cleared = [field for reading in readings if reading.reader.leaves_out for field in reading.fields]
         readers = [reading.reader for reading in readings]
-        # Whether several readers of a process may read at once. The main thread calls other functions, one at a time.
+        # Whether several readers may read at once. Functions not marked concurrent run in the main thread, one at a time.
         self.concurrent = all(reader.concurrent for reader in readers)
         is_called = any(each.reads_one_by_one and not each.concurrent and each.user_code is not None for each in readers)
         self.calls_functions = is_called or bool(transforms)
