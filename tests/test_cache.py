@@ -44,16 +44,16 @@ def total(folder: Path) -> int:
 def caching(url: str, folder: Path, most: int | None = None, *, rows: bool = False) -> Any:
     """A source of the files at ``url``, or of the rows of ``all.npy`` there, with a cache."""
     return (
-        NpyRows(Remote(f"{url}/all.npy", cache=folder, cache_bytes=most))
+        NpyRows(Remote(f"{url}/all.npy", cache=folder.parent, cache_bytes=most))
         if rows
-        else Npy(Remote(url, cache=folder, cache_bytes=most))
+        else Npy(Remote(url, cache=folder.parent, cache_bytes=most))
     )
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """The folder of the cache."""
-    return tmp_path / "kept"
+    """The folder of the cache's files, in the folder that is passed."""
+    return tmp_path / "kept/shmgen-cache"
 
 
 @pytest.mark.parametrize("rows", [False, True], ids=["files", "rows"])
@@ -156,7 +156,7 @@ def test_the_least_recently_used_is_removed_first(root: Path, proxy: Proxy, fold
     assert 0 < total(folder) <= 5 * FILE_BYTES
 
 
-@pytest.mark.parametrize("where", ["ftruncate", "rename"])
+@pytest.mark.parametrize("where", ["write", "rename"])
 def test_a_full_disk(
     root: Path, proxy: Proxy, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, where: str
 ) -> None:
@@ -180,9 +180,9 @@ def test_a_cache_folder_that_cannot_be_made_is_named(root: Path, proxy: Proxy, t
     """A cache folder that can't be made raises an error that names it."""
     (tmp_path / "file").touch()
     with pytest.raises(
-        InputError, match=f"cache {tmp_path}/file/kept: expected a folder that can be written to, found: Not a dir"
+        InputError, match=f"cache {tmp_path}/file/kept/shmgen-cache: expected a folder that can be written to, found: Not a dir"
     ):
-        caching(proxy.url, tmp_path / "file/kept").bind(IDS)
+        caching(proxy.url, tmp_path / "file/kept/shmgen-cache").bind(IDS)
 
 
 def test_caching_works_without_file_locks(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,7 +192,7 @@ def test_caching_works_without_file_locks(folder: Path, monkeypatch: pytest.Monk
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
 
     monkeypatch.setattr(fcntl, "flock", fails)
-    cache = Cache(folder, 1000)
+    cache = Cache(folder.parent, 1000)
     cache.prepare()
     for number in range(100):
         cache.keep(str(number), bytes(95))
@@ -223,7 +223,7 @@ print("done")
 def keeper(folder: Path, most: int, seed: int, count: int) -> subprocess.Popen[str]:
     """Start a process that reads from a cache, and adds what it does not find there."""
     return subprocess.Popen(
-        [sys.executable, "-c", KEEPER, str(folder), str(most), str(seed), str(count)],
+        [sys.executable, "-c", KEEPER, str(folder.parent), str(most), str(seed), str(count)],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -234,7 +234,7 @@ def keeper(folder: Path, most: int, seed: int, count: int) -> subprocess.Popen[s
 def test_many_processes_keep_within_the_limit(folder: Path) -> None:
     """Two processes that use a cache at once find whole files, and keep within the limit."""
     most = 40_000
-    cache = Cache(folder, most)
+    cache = Cache(folder.parent, most)
     cache.prepare()
     processes = [keeper(folder, most, seed, 30) for seed in range(2)]
     largest = 0
@@ -253,7 +253,7 @@ def test_many_processes_keep_within_the_limit(folder: Path) -> None:
 def test_processes_that_are_killed_leave_nothing_behind(folder: Path) -> None:
     """A file that a killed process was writing is never read, and removed after an hour; the limit is kept."""
     most = 40_000
-    Cache(folder, most).prepare()
+    Cache(folder.parent, most).prepare()
     for seed in range(2):
         process = keeper(folder, most, seed, 100_000)
         before = set(folder.glob("??/*"))
@@ -262,12 +262,12 @@ def test_processes_that_are_killed_leave_nothing_behind(folder: Path) -> None:
         process.send_signal(signal.SIGKILL)
         process.communicate()
         assert total(folder) <= most
-    left = folder / "new/left"
+    left = folder / "new/left-100"
     left.write_bytes(b"x" * 100)
-    Cache(folder, most).prepare()
+    Cache(folder.parent, most).prepare()
     assert left.exists()  # a process may still be writing it
     os.utime(left, (0, time.time() - ABANDONED - 1))
-    Cache(folder, most).prepare()
+    Cache(folder.parent, most).prepare()
     assert not left.exists()
     process = keeper(folder, most, 100, 20)
     assert process.communicate() == ("done\n", "")
@@ -285,6 +285,32 @@ def test_a_stopped_process_does_not_block_others(root: Path, proxy: Proxy, folde
         assert kept(folder) == []
     assert source.filled(IDS[:3]) == [0, 1, 2]
     assert len(kept(folder)) == 3
+
+
+def test_other_files_in_the_folder_stay(tmp_path: Path) -> None:
+    """Files that were in the folder of a cache before, whatever their names, are neither removed nor counted."""
+    others = [tmp_path / "new/old", tmp_path / "db/large", tmp_path / "new/run/log"]
+    for path in others:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(bytes(1000))
+        os.utime(path, (0, 0))
+    cache = Cache(tmp_path, 100)
+    cache.prepare()
+    for number in range(10):
+        cache.keep(str(number), bytes(40))
+        assert cache.read(str(number), lambda _: None)
+    assert all(path.stat().st_size == 1000 for path in others)
+
+
+def test_a_file_that_is_being_written_is_counted_whole(folder: Path) -> None:
+    """A file that another process is writing takes its place within the limit before its bytes are there."""
+    cache = Cache(folder.parent, 100)
+    cache.prepare()
+    (folder / "new/host-1-2-3-70").touch()
+    (folder / "bytes").write_bytes(b"")
+    cache.keep("large", bytes(31))
+    cache.keep("small", bytes(30))
+    assert [path.stat().st_size for path in kept(folder)] == [30]
 
 
 def test_a_file_above_the_limit_is_logged_by_the_main_process(

@@ -5,11 +5,11 @@ kernel releases its locks. While a process is suspended with the lock, no other 
 then goes on without keeping its file. On a file system without locks, two that add at the same moment may count only one
 file, until all files are counted again.
 
-Layout of the folder::
+Everything lies in a folder of its own, ``shmgen-cache``, so that no file of the user's is ever counted or removed::
 
     ab/cdef...     cached files, named after the hash of their key; a file's time of modification is that of its last use
-    new/...        files being written
-    bytes          an upper bound of the bytes in the folder: the last count of all files, and what was written since
+    new/...-SIZE   files being written
+    bytes          an upper bound of the bytes of all: the last count, and what was written since
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Cache:
     """Files cached in ``folder``, of ``most`` bytes together; None for as many as the disk has room for."""
 
     def __init__(self, folder: str | os.PathLike[str], most: int | None) -> None:
-        self.folder = os.path.abspath(folder)
+        self.folder = os.path.join(os.path.abspath(folder), "shmgen-cache")
         self.most = sys.maxsize if most is None else most
         self._has_logged = False
 
@@ -92,12 +92,12 @@ class Cache:
 
     def keep(self, key: str, data: bytes | memoryview) -> None:
         """Add a file. If that is impossible, nothing is added, and each process logs a reason once."""
-        temporary = f"{self.folder}/new/{os.uname().nodename}-{os.getpid()}-{time.time_ns()}-{next(_numbers)}"
+        # The name ends with the size, for the count; `ftruncate` to that size would leave zeros after a power cut.
+        temporary = f"{self.folder}/new/{os.uname().nodename}-{os.getpid()}-{time.time_ns()}-{next(_numbers)}-{len(data)}"
         path = self._path(key)
         try:
             fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
             try:
-                os.ftruncate(fd, len(data))  # before the count, which includes files being written
                 if not self._has_room(len(data)):
                     return
                 left = memoryview(data)
@@ -138,7 +138,8 @@ class Cache:
     def _remove(self, fd: int, size: int) -> int:
         """Count all files, one of ``size`` in ``new`` among them, and remove the oldest of too many; returns the bytes left."""
         # ``new`` comes first: a file that is renamed meanwhile is counted twice, not left out.
-        total = sum(status.st_size for _, status in _files(f"{self.folder}/new"))
+        sizes = (name.rpartition("-")[2] for name in os.listdir(f"{self.folder}/new"))
+        total = sum(int(size) for size in sizes if size.isdecimal())
         with os.scandir(self.folder) as entries:
             folders = [entry.path for entry in entries if len(entry.name) == 2]
         files = [(status.st_mtime_ns, status.st_size, path) for folder in folders for path, status in _files(folder)]

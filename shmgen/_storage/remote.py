@@ -24,8 +24,8 @@ class Remote:
     Args:
         url: ``https://host/folder``, ``s3://bucket/folder``, or any other that fsspec knows, such as ``gs://``. A query, after a
             ``?``, is sent with every request.
-        cache: a folder on a local disk for copies of files, or of rows of one. Any number of loaders and processes may share it.
-            Remote files are assumed never to change.
+        cache: a folder on a local disk; in it, ``shmgen-cache`` has copies of files, or of rows of one. Any number of loaders
+            and processes may share it. Remote files are assumed never to change.
         cache_bytes: the most bytes of the copies; those that were not used for the longest time are removed first.
         options: of the requests. For https: ``headers``, a mapping, which are not sent to other hosts, and ``timeout``, in
             seconds without a byte. For s3: ``key``, ``secret`` and ``token``, or ``anon`` for a public bucket, or a ``profile``
