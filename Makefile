@@ -39,11 +39,13 @@ RUNS := $(if $(BACKEND),$(filter torch,$(BACKEND)) $(BACKEND)-backend,suite $(if
 # Tests that import Keras into their own process take a second or more to start, so they run with a backend's tests.
 # The suite has 3 processes for 2 processors, since its tests spend a third of their time waiting; a backend's tests compute.
 FAST := $(if $(SLOW),,-m 'not slow')
-run_suite = $(PYTEST) -n 3 tests --ignore tests/backends $(if $(ARGS),,--ignore tests/with_keras) $(FAST)
-run_torch = $(PYTEST) tests --ignore tests/backends -m torch
-run_tensorflow-backend = KERAS_BACKEND=tensorflow $(PYTEST) tests/backends tests/with_keras $(FAST)
-run_jax-backend = KERAS_BACKEND=jax $(PYTEST) tests/backends $(if $(HAS_TENSORFLOW),,tests/with_keras) $(FAST)
-run_torch-backend = KERAS_BACKEND=torch $(PYTEST) tests/backends
+# ARGS that name files of tests take the place of the folders.
+unless_named = $(if $(findstring tests/,$(ARGS)),,$(1))
+run_suite = $(PYTEST) -n 3 $(call unless_named,tests --ignore tests/backends $(if $(ARGS),,--ignore tests/with_keras)) $(FAST)
+run_torch = $(PYTEST) $(call unless_named,tests --ignore tests/backends) -m torch
+run_tensorflow-backend = KERAS_BACKEND=tensorflow $(PYTEST) $(call unless_named,tests/backends tests/with_keras) $(FAST)
+run_jax-backend = KERAS_BACKEND=jax $(PYTEST) $(call unless_named,tests/backends $(if $(HAS_TENSORFLOW),,tests/with_keras)) $(FAST)
+run_torch-backend = KERAS_BACKEND=torch $(PYTEST) $(call unless_named,tests/backends)
 test: $(VENV)/.$(if $(COVERAGE),coverage,test)$(addprefix -,$(filter torch,$(BACKEND)))  ## run the tests; SLOW=1: slow tests, too; ARGS: arguments of pytest; BACKEND=torch: tests that need torch; LATEST=1: with the newest packages; COVERAGE=1: report the lines that ran
 	$(if $(COVERAGE),rm -rf .coverage && mkdir .coverage)
 	@failed=; \
@@ -76,7 +78,7 @@ fuzz: $(VENV)/.fuzz  ## search for MINUTES=10 for .npy files that shmgen and Num
 	$(BIN)/python tests/fuzz_npy.py -max_total_time=$$((60 * $(MINUTES))) $(ARGS)
 
 clean:  ## remove all files that the other targets made
-	rm -rf $(VENV) .venv-latest .venv-nightly .bench .coverage .demo .docs .fuzz .hypothesis
+	rm -rf $(VENV) .venv-latest .venv-nightly .bench .benchmarks .coverage .demo .docs .fuzz .hypothesis .cache .*_cache
 
 # One stamp for each group of packages, so that nothing is installed twice. The configuration of pip selects the build of torch: the
 # default may be that for CUDA, of several GB; PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS can name an index with the CPU build.

@@ -51,7 +51,8 @@ def main() -> None:
 
 
 def _rows(place: Path, case: Sizes, cut: int, rounds: int) -> Iterator[str]:
-    ids = [f"{number // 1000:03}/{number:07}" for number in range(case.files // cut // case.batch_size * case.batch_size)]
+    batches = max(1, case.files // cut // case.batch_size)
+    ids = [f"{number // 1000:03}/{number:07}" for number in range(batches * case.batch_size)]
     rows = np.random.default_rng(0).integers(0, 256, (16, case.row_bytes), np.uint8)
     for number, id in enumerate(ids):
         path = place / "data" / f"{id}.npy"

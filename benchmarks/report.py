@@ -128,6 +128,13 @@ class Report:
         yield ""
         yield from self.all()
 
+    def fit(self) -> Iterator[str]:
+        """The figures of ``fit`` in a sentence, for the top of the project's README."""
+        for row in self.rows:
+            if row.result.contest.name == row.figure == "fit" and {"naive", "shmgen"} <= row.values.keys():
+                yield f"`fit` of a small model on files of 128 KiB, two processors: **{row.median('shmgen')} samples a second**;"
+                yield f"with the blog's generator {row.median('naive')}. (`make bench`)"
+
     def main(self) -> Iterator[str]:
         """The main figures, for the project's README."""
         yield "Medians (lowest to highest) of the rounds."
@@ -183,9 +190,9 @@ class Report:
                 yield f"Left out of {result.contest.name}: {name}, which failed: {why.splitlines()[-1]}"
 
     def put_into(self, file: Path) -> None:
-        """Replace the text between ``<!-- bench: main -->`` (or ``all``) and ``<!-- end -->`` in a Markdown file."""
+        """Replace the text between ``<!-- bench: fit -->`` (or ``main``, ``all``) and ``<!-- end -->`` in a Markdown file."""
         text = file.read_text()
-        for which, lines in (("main", self.main), ("all", self.all)):
+        for which, lines in (("fit", self.fit), ("main", self.main), ("all", self.all)):
             begin, end = f"<!-- bench: {which} -->\n", "<!-- end -->"
             before, found, rest = text.partition(begin)
             if found:

@@ -70,16 +70,20 @@ def test_a_report_replaces_tables_between_their_marks(case: Case, tmp_path: Path
     contest = next(contest for contest in CONTESTS if contest.name == "32")
     values = {"rate": {"naive": [1.0, 2.0], "spdl": [2.0, 4.0], "shmgen": [6.0, 8.0], "limit-held": [8.0, 16.0]}}
     beside = [Beside("JPEG", {"tf.data": [4.0, 2.0], "shmgen": [6.0, 6.0]})]
-    report = Report([Result(contest, case, values)], beside, QUICK, {"latency": "no fusermount3"})
+    fit = Result(next(contest for contest in CONTESTS if contest.name == "fit"), case, {"fit": {"naive": [7.0], "shmgen": [9.0]}})
+    report = Report([fit, Result(contest, case, values)], beside, QUICK, {"latency": "no fusermount3"})
     file = tmp_path / "README.md"
-    file.write_text("before\n<!-- bench: main -->\nold\n<!-- end -->\nbetween\n<!-- bench: all -->\nold\n<!-- end -->\nafter\n")
+    marks = [f"<!-- bench: {which} -->\nold\n<!-- end -->\n" for which in ("fit", "main", "all")]
+    file.write_text(f"before\n{marks[0]}above\n{marks[1]}between\n{marks[2]}after\n")
     report.put_into(file)
     once = file.read_text()
     report.put_into(file)
     assert file.read_text() == once
     assert "old" not in once
-    main, all = once.split("between")
-    assert main.startswith("before\n")
+    first, rest = once.split("above")
+    assert first.startswith("before\n")
+    assert "**9 samples a second**;\nwith the blog's generator 7." in first
+    main, all = rest.split("between")
     assert all.endswith("<!-- end -->\nafter\n")
     assert re.search(r"0\.62 \(0\.50 to 0\.75\) \| +spdl: 2\.50 \(2\.00 to 3\.00\)", main)
     assert "Left out: latency: no fusermount3." in main
