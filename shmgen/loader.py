@@ -145,7 +145,7 @@ class Loader(BaseLoader):
         WorkerDied: likewise: workers die one after the other before they have done anything. Otherwise a worker that dies is
             replaced, and its rows are read again. A sample at which three workers have died is damaged.
         StartError: likewise: no worker can start.
-        ClosedError: a batch is requested after `close`.
+        ClosedError: a batch is requested, or a state loaded, after `close`.
         OSError: there is not enough shared memory.
 
     Examples:

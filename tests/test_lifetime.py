@@ -173,7 +173,7 @@ def test_workers_end_with_a_parent_whose_forked_child_lives_on(folder: Callable,
 
 
 def test_close_may_be_called_again(folder: Callable) -> None:
-    """A second `close` does nothing; a later request raises ClosedError, and the loader's repr says that it is closed."""
+    """A second `close` does nothing; later requests raise ClosedError, and so does a state to load; its repr says closed."""
     data = folder(8)
     with Loader(data.ids, data.labels, 4, data_dir=data.path, workers=2) as loader:
         next(iter(loader))
@@ -185,6 +185,8 @@ def test_close_may_be_called_again(folder: Callable) -> None:
         loader.batch(0)
     with pytest.raises(ClosedError):
         next(iter(loader))
+    with pytest.raises(ClosedError):
+        loader.load_state_dict(loader.state_dict())
     assert "closed" in repr(loader)
     assert loader.stats.batches == 1
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from ways import N, computed, rows
 
 from shmgen import InputError, Loader, StartError
+from shmgen._engine import pool
 
 # Functions for workers are defined inside tests: to load those of a module, a worker would import the module, and pytest.
 
@@ -32,6 +34,13 @@ def test_setup_runs_once_in_each_worker_before_anything_else(module: Callable, w
     found = rows(computed(source, workers=workers, setup=setup, shuffle=False, tail="keep"))
     assert found[:, 0].tolist() == list(range(N))
     assert len(own.CALLS) == (1 if workers == 0 else 0)
+
+
+def test_a_worker_whose_setup_takes_long_is_not_idle(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that sets itself up, or opens a source, for longer than an idle worker lives is not ended."""
+    monkeypatch.setattr(pool, "IDLE_AFTER", 0.02)
+    with computed(workers=1, setup=lambda: time.sleep(0.1)) as loader:
+        assert len(list(loader)) == len(loader)
 
 
 def test_setup_that_fails_is_an_error_of_the_start() -> None:

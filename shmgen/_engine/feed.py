@@ -19,6 +19,7 @@ import numpy as np
 from shmgen._checks import check_index
 from shmgen._engine import defaults
 from shmgen._engine.batch_planner import BatchPlanner
+from shmgen._engine.error_log import without_traceback
 from shmgen._engine.front_end import FrontEnd
 from shmgen._engine.in_process import InProcess
 from shmgen._engine.pool import Pool
@@ -153,6 +154,8 @@ class Feed:
         """Have the next iteration begin where a state was saved; if it does not fit, nothing is changed."""
         position = loaded(self._identity, state)
         with self.prefetcher.entered():
+            if self.prefetcher.ended is not None:
+                raise without_traceback(self.prefetcher.ended)
             self._passes.go_to(position)
             self.prefetcher.read_ahead()
 

@@ -296,6 +296,8 @@ class Pool:
         end([worker.child for worker in self._left], GRACE)
         self._left.clear()
         self._open.close()
+        # Their numbers may soon be those of other files.
+        self._tickets_out = self._tickets_in = self._reports_out = self._reports_in = -1
         for table in self._tables:
             table.close()
 

@@ -355,7 +355,7 @@ class Prefetcher:
     def _check(self, called: float) -> None:
         """Raise if a request made at ``called`` must not go on."""
         if self.ended is not None:
-            raise self._listening.clean(type(self.ended)(*self.ended.args))
+            raise self._listening.clean(without_traceback(self.ended))
         if (failure := self._supervisor.failure) is not None:
             self._supervisor.failure = None
             raise self._listening.clean(failure)

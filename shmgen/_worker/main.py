@@ -101,9 +101,9 @@ def main(stream: int, liveness: int, *inherited: int) -> None:
         for table, fd in zip(tables, stored, strict=True):
             if fd >= 0:
                 table.attach(fd)
-        readers = Readers(start.number, fds, segments, tables, page, filler, lambda message: _send(stream, message))
+        starting = Readers(start.number, fds, segments, tables, page, filler, lambda message: _send(stream, message))
         filler.set_up()
-        opened = readers.opened(0)
+        opened = starting.opened(0)
     except Exception as error:
         note(error)
         failure = error if isinstance(error, StartError) else StartError(f"a worker can't start: {error_text(error)}")
@@ -112,6 +112,7 @@ def main(stream: int, liveness: int, *inherited: int) -> None:
     page.words[READERS] = 1
     page.words[USED] = sum(processor_times("self").values())
     _send(stream, READY)
+    readers = starting  # from now on the worker ends if it is idle: a long setup, or a source that opens slowly, is no idleness
     readers.run(opened)
 
 
