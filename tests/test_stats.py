@@ -174,6 +174,7 @@ ADVICE = {
     "consumer-held": "give more slots",
     "no-workers": "workers=1, or 'auto', would read ahead",
     "order-bound": "can't be foreseen",
+    "slot-bound": "a few slow samples hold up whole batches: give more slots",
     "function-bound": "your functions compute: give more workers",
     "io-bound": "the disk, or network, is the limit: reads='auto' has",
     "worker-bound": "reading computes: give more workers",
@@ -200,7 +201,8 @@ FIGURES: list[tuple[dict[str, float], str]] = [
     ({"late_wait": 2.5}, "worker-bound"),
     ({"late_wait": 2.6}, "order-bound"),
     ({"busy": 10.0}, "worker-bound"),
-    ({"busy": 9.9}, "order-bound"),
+    ({"busy": 9.9}, "slot-bound"),
+    ({"busy": 9.9, "late_wait": 2.6}, "order-bound"),
     ({"function": 10.0}, "worker-bound"),
     ({"function": 5.0, "function_wait": 5.1}, "function-bound"),
     ({"function": 15.0, "cpu": 9.9}, "function-bound"),
@@ -218,8 +220,12 @@ def test_verdicts_change_at_their_limits(change: dict[str, Any], verdict: str) -
     seen = replace(computes, **change)
     assert seen.verdict == verdict
     assert seen.report().splitlines()[-1] == f"verdict: {verdict}: {seen.advice}"
-    wanted = "Function(f, concurrent=True)" if verdict == "function-bound" and seen.io_wait > WAITING else ADVICE[verdict]
-    assert wanted in seen.advice
+    waits = verdict == "function-bound" and seen.io_wait > WAITING
+    assert ("Function(f, concurrent=True)" if waits else ADVICE[verdict]) in seen.advice
+    # Several reads that never wait for their turn call functions that are concurrent already.
+    several = replace(seen, reads=128, function_wait=0.0)
+    assert ("have them wait less for each sample" in several.advice) == waits
+    assert "concurrent=True" not in several.advice
     # A number that the loader chooses itself is not advised.
     assert "more workers" not in replace(seen, auto=("workers",)).advice
     assert replace(computes, epoch=seen).verdict == (verdict if verdict != "unknown" else "worker-bound")

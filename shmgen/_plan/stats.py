@@ -21,7 +21,15 @@ MIN_SECONDS = 0.1
 """In a shorter time it is chance which side waits."""
 
 Verdict = Literal[
-    "unknown", "trainer-bound", "consumer-held", "no-workers", "order-bound", "function-bound", "io-bound", "worker-bound"
+    "unknown",
+    "trainer-bound",
+    "consumer-held",
+    "no-workers",
+    "order-bound",
+    "slot-bound",
+    "function-bound",
+    "io-bound",
+    "worker-bound",
 ]
 
 
@@ -174,23 +182,16 @@ class Stats:
     def verdict(self) -> Verdict:
         """What limits the rate: in the last epoch if that is long enough to tell, else in all.
 
-        ``"unknown"``
-            Too little was delivered to tell.
-        ``"trainer-bound"``
-            Data are there in time. A trainer that computes in the background, as JAX does, may wait for slots that its own
-            computation holds.
-        ``"consumer-held"``
-            The consumer keeps batches, and leaves no slot to read into.
-        ``"no-workers"``
-            With ``workers=0`` the trainer's own process reads, and the trainer waits meanwhile.
-        ``"order-bound"``
-            Workers have time, but the order of requests can't be foreseen.
-        ``"function-bound"``
-            Your own functions or sources take most of the workers' time.
-        ``"io-bound"``
-            Workers wait for a disk or a network.
-        ``"worker-bound"``
-            Workers are too few, or too slow.
+        - ``"unknown"``: too little was delivered to tell.
+        - ``"trainer-bound"``: data are there in time. A trainer that computes in the background, as JAX does, may wait for slots
+          that its own computation holds.
+        - ``"consumer-held"``: the consumer keeps batches, and leaves no slot to read into.
+        - ``"no-workers"``: with ``workers=0`` the trainer's own process reads, and the trainer waits meanwhile.
+        - ``"order-bound"``: batches are requested in an order that can't be foreseen.
+        - ``"slot-bound"``: workers have time, but a few slow samples hold up whole batches.
+        - ``"function-bound"``: your own functions or sources take most of the workers' time.
+        - ``"io-bound"``: workers wait for a disk or a network.
+        - ``"worker-bound"``: workers are too few, or too slow.
         """
         return judge(self._judged)
 
@@ -274,8 +275,10 @@ def judge(stats: Stats) -> Verdict:
         verdict = "consumer-held" if stats.grown else "trainer-bound"
     elif not stats.workers:
         verdict = "no-workers"
-    elif stats.late_wait > MOST * stats.batch_wait or stats.load < 1 - MOST:
+    elif stats.late_wait > MOST * stats.batch_wait:
         verdict = "order-bound"
+    elif stats.load < 1 - MOST:
+        verdict = "slot-bound"
     elif stats.function_part > MOST:
         verdict = "function-bound"
     else:
@@ -294,8 +297,8 @@ def advise(stats: Stats) -> str:
         "trainer-bound": "data are there in time; nothing to gain",
         "consumer-held": "batches are held for long: give more slots, or let go of batches earlier",
         "no-workers": "the trainer's own process reads while the trainer waits: workers=1, or 'auto', would read ahead",
-        "order-bound": "workers had time, but batches were asked for in an order that can't be foreseen: iterate over "
-        "whole epochs, in the order of the loader",
+        "order-bound": "batches were requested in an order that can't be foreseen: iterate over whole epochs, in their order",
+        "slot-bound": "workers had time, but a few slow samples hold up whole batches: give more slots",
         "function-bound": f"your functions compute: {more}have them do less for each sample, or do it once for all beforehand",
         "io-bound": "the disk, or network, is the limit: "
         + ("" if "reads" in stats.auto else "reads='auto' has as many reads in flight as pay; else ")
@@ -304,8 +307,9 @@ def advise(stats: Stats) -> str:
     }
     verdict = judge(stats)
     if verdict == "function-bound" and stats.io_wait > WAITING:
-        return (
-            "your functions wait, for a disk, a network, a lock or a clock: where they may run in threads, "
-            "Function(f, concurrent=True) has many of them wait at once"
-        ) + ("" if "workers" in stats.auto else "; or give more workers")
+        remedy = "where they may run in threads, Function(f, concurrent=True) has many of them wait at once"
+        if stats.reads > 1 and stats.function_wait < LITTLE * stats.busy:  # they are concurrent already
+            remedy = "have them wait less for each sample"
+        more = "" if "workers" in stats.auto else "; or give more workers"
+        return f"your functions wait, for a disk, a network, a lock or a clock: {remedy}{more}"
     return advice[verdict]
