@@ -106,7 +106,8 @@ def _call(maker: FrameType, adapter: Adapter) -> Call | None:
     for frame in stack(maker):
         method = frame.f_code.co_name
         if method in ("fit", "evaluate", "predict") and str(frame.f_globals.get("__name__")).startswith("keras."):
-            if method == "fit" and variable(frame, "x") is not adapter.py_dataset:
+            # The training data have their iterator by the time that `fit` makes that of the validation data.
+            if method == "fit" and variable(frame, "epoch_iterator") is not None:
                 method = "evaluate"
             return Call(
                 method,

@@ -179,10 +179,10 @@ class Sequence(BaseLoader, keras.utils.Sequence):  # type: ignore[misc]
         Raises:
             InputError: the state is of other data or another order; nothing has changed.
         """
-        super().load_state_dict(self._whole(state))
+        super().load_state_dict(state)
+        super().load_state_dict(self._whole(self._feed.state_dict()))
 
-    def _whole(self, state: Mapping[str, Any]) -> dict[str, Any]:
+    def _whole(self, state: dict[str, Any]) -> dict[str, Any]:
         """``state``, or the next epoch's beginning if a subclass has a shorter ``__len__`` and no batch left in this one."""
-        if state["consumed"] < len(self) * self.batch_size:
-            return dict(state)
-        return {**state, "epoch": state["epoch"] + 1, "consumed": 0}
+        has_more = state["consumed"] < len(self) * self.batch_size
+        return state if has_more else {**state, "epoch": state["epoch"] + 1, "consumed": 0}

@@ -291,6 +291,7 @@ def test_samples_left_out_by_tail_drop_are_warned_of(data: Data, predictor: kera
             "predict": predict,
             "evaluate": lambda sequence: model.evaluate(sequence, verbose=0),
             "evaluate ": lambda sequence: model.fit(training, validation_data=sequence, steps_per_epoch=2, verbose=0),
+            "evaluate  ": lambda sequence: model.fit(sequence, validation_data=sequence, verbose=0),
         }
         for name, use in uses.items():
             [text] = said(use)

@@ -127,7 +127,7 @@ def test_the_state_after_fit_and_within_a_loop(data: Any) -> None:
 
 
 def test_the_state_after_a_shortened_epoch(data: Any) -> None:
-    """If a subclass shortens epochs, the state after its last batch is the start of the next epoch."""
+    """If a subclass shortens epochs, the state after its last batch is the start of the next epoch; others are refused."""
 
     class Shorter(Sequence):
         def __len__(self) -> int:
@@ -140,6 +140,11 @@ def test_the_state_after_a_shortened_epoch(data: Any) -> None:
         training.load_state_dict({**state, "epoch": 2, "consumed": 10})
         assert [len(list(training)), len(list(training))] == [2, 4]
         training.load_state_dict({**state, "epoch": 2, "consumed": 20})
+        assert training.state_dict()["epoch"] == 3
+        bad: Any
+        for bad in ({}, None, "x", {"consumed": "3"}, {**state, "consumed": -5}, {**state, "seed": 7, "consumed": 0}):
+            with pytest.raises(InputError, match="state: "):
+                training.load_state_dict(bad)
         assert training.state_dict()["epoch"] == 3
 
 
