@@ -284,8 +284,41 @@ def test_only_given_ids_are_checked(data: Path, tmp_path: Path, cli: Callable[..
     done = cli("scan", data, "--ids", "ids.txt", "--json", "--workers", 0)
 
     assert (done.json["samples"], done.json["kinds"][0]["files"], done.status) == (6, 4, 1)
-    assert [one["id"] for one in done.json["damaged"]] == ["none", "good-4.npy"]
+    assert (done.json["remarks"], [one["id"] for one in done.json["damaged"]]) == ([], ["none", "good-4.npy"])
     assert done.json["damaged"][0]["reason"].startswith("expected a file, found none at this path")
+
+
+@pytest.mark.parametrize("kind", ["npz", "images"])
+def test_the_kind_of_given_ids_is_that_of_most_of_their_files(tmp_path: Path, cli: Callable[..., Ran], kind: str) -> None:
+    """The kind is found in the folder, whether the first id is there, and whether ids have a suffix; ids that match decide."""
+    data = tmp_path / "data"
+    data.mkdir()
+    spoilt(kind, data)
+    put(data / "one.npy", npy(GOOD))
+    (tmp_path / "ids").write_text("99\n1\n2\n6\n")
+    done = cli("scan", data, "--ids", "ids", "--json", "--workers", 0)
+    assert ([one["id"] for one in done.json["damaged"]], done.json["remarks"]) == (["99"], [])
+    (tmp_path / "ids").write_text("one\n")
+    assert cli("scan", data, "--ids", "ids", "--json", "--workers", 0).status == 0
+
+
+@pytest.mark.parametrize(
+    "shapes", [{"x": (5, 2)}, {"x": (5, 2), "y": (5,)}, {"group/x": (5, 2)}, {}], ids=["one", "columns", "group", "none"]
+)
+def test_datasets_that_are_no_samples_need_a_name(tmp_path: Path, cli: Callable[..., Ran], shapes: dict[str, Any]) -> None:
+    """If each row of a dataset is a sample, an HDF5 file is scanned by the dataset's name, for which the error asks."""
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / "all.h5", "w") as file:
+        for name, shape in shapes.items():
+            file[name] = np.zeros(shape)
+    done = cli("scan", "all.h5", "--json", "--workers", 0)
+    assert done.status == 2
+    assert "expected a dataset for each sample, found" in done.err
+    assert "give --dataset NAME" in done.err
+    for name in shapes:
+        assert cli("scan", "all.h5", "--dataset", name, "--json", "--workers", 0).json["samples"] == 5
+    if "x" in shapes:
+        assert cli("scan", "all.h5", "--dataset", "/", "--json", "--workers", 0).json["samples"] == len(shapes)
 
 
 def test_good_ids_can_be_trained_on(data: Path, tmp_path: Path, cli: Callable[..., Ran]) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from shmgen._samples.files import IMAGES, files_below
+from shmgen._samples.files import IMAGES, files_below, some_of
 from shmgen._samples.ids import read_ids
 from shmgen._samples.npy_format import explain
 from shmgen._samples.sample_spec import ANY, SampleSpec
@@ -65,7 +67,7 @@ def _listed(folder: str, kind: str | None) -> dict[str, list[str]]:
 
 
 def samples_in(
-    data: str, *, ids: str | None = None, kind: str | None = None, dataset: str = "/", given: SampleSpec = ANY
+    data: str, *, ids: str | None = None, kind: str | None = None, dataset: str | None = None, given: SampleSpec = ANY
 ) -> tuple[Source, Sequence[Any], list[str]]:
     """The source and ids of a folder, its URL, an HDF5 file, or an ``.npy`` file of rows; and remarks on what is left out."""
     chosen = None if ids is None else read_ids(ids, f"--ids {ids}")
@@ -76,12 +78,12 @@ def samples_in(
     listed: dict[str, list[str]] = {}
     if chosen is None:
         listed = _listed(data, kind)
-        kind = kind or max(listed, key=lambda kind: len(listed[kind]))
-        chosen = listed[kind]
-    elif not is_url(data):
-        is_npz = os.path.exists(f"{data}/{chosen[0]}.npz")
-        kind = kind or ("images" if IMAGES.has(chosen[0]) else "npz" if is_npz else "npy")
-    if kind in (None, "npy"):
+    elif kind is None and not is_url(data):
+        with suppress(InputError):  # ids may be given because the folder can't be listed
+            listed = list_folder(data)
+    wanted = set(chosen or ())
+    kind = kind or max(listed, key=lambda kind: (len(wanted.intersection(listed[kind])), len(listed[kind])), default="npy")
+    if kind == "npy":
         source: Source = Npy(data, given.dim, given.n_channels, given.dtype)
     elif given != ANY:
         raise InputError(f"{data}: --dim, --n-channels and --dtype describe .npy files, found {kind}; leave them out")
@@ -91,31 +93,45 @@ def samples_in(
     remarks = [
         f"left out: {len(names):,} {other}, such as {names[0]!r}; --kind {other} for these"
         for other, names in listed.items()
-        if other != kind
+        if other != kind and chosen is None
     ]
-    return source, chosen, remarks
+    return source, chosen or listed[kind], remarks
 
 
-def _in_file(path: str, dataset: str, chosen: list[str] | None) -> tuple[Source, Sequence[Any]]:
+def _in_file(path: str, dataset: str | None, chosen: list[str] | None) -> tuple[Source, Sequence[Any]]:
     if path.endswith(".npy"):
         source: Any = NpyRows(path)
         names: Sequence[Any] = range(len(source))
     else:
-        source, names = Hdf5(path, dataset), _hdf5_ids(path, dataset)
+        source, names = Hdf5(path, dataset or "/"), _hdf5_ids(path, dataset)
     if chosen is None or not isinstance(names, range):
         return source, chosen or names
     return source, [int(id) if id.isdecimal() else id for id in chosen]
 
 
-def _hdf5_ids(path: str, dataset: str) -> Sequence[Any]:
+def _hdf5_ids(path: str, dataset: str | None) -> Sequence[Any]:
     """The ids of the samples of `Hdf5`; if there are none, an id that it refuses with an explanation."""
     import h5py
 
     try:
         with h5py.File(path, "r") as file:
-            found = file.get(dataset.partition("{id}")[0].rstrip("/") or "/")
+            if dataset is None:
+                _refuse_columns(file)
+            found = file.get((dataset or "/").partition("{id}")[0].rstrip("/") or "/")
             if isinstance(found, h5py.Group):
                 return list(found) or [""]
             return range(len(found) if isinstance(found, h5py.Dataset) and found.shape else 1)
     except OSError as error:
         raise InputError(f"{path}: expected an HDF5 file that can be read, found: {error}") from None
+
+
+def _refuse_columns(file: Any) -> None:
+    """An InputError if the datasets of an HDF5 file are not samples: if there is only one, or if they differ, but have equally
+    many rows, as images and labels have. Of many datasets, the first hundred are looked at.
+    """
+    datasets = [item for item in islice(file.values(), 100) if hasattr(item, "shape")]
+    kinds = {(item.shape, item.dtype) for item in datasets}
+    lengths = {(shape or ())[:1] for shape, _ in kinds}
+    if len(datasets) < 2 or (len(kinds) > 1 and len(lengths) == 1):
+        remedy = "give --dataset NAME for the one whose rows are the samples, or --dataset / if each is a sample"
+        raise InputError(f"{file.filename}: expected a dataset for each sample, found {some_of(list(file))}; {remedy}")
