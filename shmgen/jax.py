@@ -9,6 +9,7 @@ from itertools import islice
 from typing import Any
 
 import jax
+import numpy as np
 
 from shmgen._engine.front_end import map_arrays
 from shmgen.errors import InputError
@@ -35,7 +36,8 @@ class Arrays:
             JAX's default device.
 
     Raises:
-        InputError: ``loader`` is no `shmgen.Loader`.
+        InputError: ``loader`` is no `shmgen.Loader`. From an iteration: an int does not fit in 32 bits, to which JAX
+            converts it.
 
     Examples:
         >>> loader = Loader(ids, labels, batch_size=4, shuffle=False)
@@ -66,7 +68,7 @@ class Arrays:
     def __iter__(self) -> Iterator[Any]:
         """The batches of the next epoch."""
         # No variable here may hold a batch while the next one is read.
-        batches = map(self._put, self._loader)
+        batches = map(self._put, map(partial(map_arrays, checked), self._loader))
         return self._one_ahead(batches) if self._is_sent and len(self._loader.state.slots) >= SLOTS_AHEAD else batches
 
     def _one_ahead(self, batches: Iterator[Any]) -> Iterator[Any]:
@@ -84,3 +86,15 @@ class Arrays:
         """Have the next iteration resume there; see `shmgen.Loader.load_state_dict`."""
         self._loader.load_state_dict(state)
         self._state = None
+
+
+def checked(array: np.ndarray) -> np.ndarray:
+    """``array``; an InputError if JAX, without ``jax_enable_x64``, would wrap an int of it when it converts it to 32 bits."""
+    if array.dtype.kind in "iu" and array.itemsize == 8 and array.size and not jax.config.jax_enable_x64:
+        bounds, low, high = np.iinfo(f"{array.dtype.kind}4"), array.min(), array.max()
+        if not bounds.min <= low <= high <= bounds.max:
+            raise InputError(
+                f"expected numbers that JAX's {bounds.dtype} holds, found {low} to {high} in dtype {array.dtype}: call "
+                "jax.config.update('jax_enable_x64', True) first, or have the loader make smaller numbers"
+            )
+    return array

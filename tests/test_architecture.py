@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "loader": {*BASE, "_signatures", "_plan", "_engine", "options"},
     "torch": {*BASE, "_engine", "loader"},
     "jax": {*BASE, "_engine", "loader"},
-    "keras": {*BASE, "_signatures", "_ranks", "_plan", "_engine", "options", "loader", "torch"},
+    "keras": {*BASE, "_signatures", "_ranks", "_plan", "_engine", "options", "loader", "jax", "torch"},
     "_tools": {*BELOW_OPTIONS, "_signatures", "_engine", "options", "loader", "__version__"} - {"_ranks"},
     "__main__": {"_tools"},
 }

@@ -38,6 +38,15 @@ class _TensorFlow(FrontEnd):
         tf.constant(0)
 
 
+class _Jax(FrontEnd):
+    """JAX, on the CPU, reads arrays where they are, and releases them when garbage is collected."""
+
+    def hand_over(self, batch: Any) -> Any:
+        from shmgen.jax import checked
+
+        return map_arrays(checked, batch)
+
+
 class _Torch(FrontEnd):
     """Keras makes a copy of every array, and takes tensors as they are."""
 
@@ -84,6 +93,5 @@ def _is_at_rest() -> bool:
     return "tensorflow.python.ops.script_ops" not in callers and sum(") R " in stat for stat in stats) <= 1
 
 
-# JAX, on the CPU, reads arrays where they are, and releases them when garbage is collected.
-FRONT_END: FrontEnd = {"tensorflow": _TensorFlow, "torch": _Torch}.get(keras.backend.backend(), FrontEnd)()
+FRONT_END: FrontEnd = {"tensorflow": _TensorFlow, "jax": _Jax, "torch": _Torch}.get(keras.backend.backend(), FrontEnd)()
 """For the backend of Keras in this process."""

@@ -21,6 +21,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from shmgen import InputError, Loader, Values
 from shmgen._engine.held_slots import HeldSlots
 from shmgen.jax import Arrays
+from shmgen.keras.backends import FRONT_END
 
 pytestmark = pytest.mark.usefixtures("poison")
 
@@ -172,3 +173,17 @@ def test_late_reads_by_jax_get_the_right_bytes(as_arrays: bool, monkeypatch: pyt
     assert stats.batches == 500
     assert stats.grown == 0
     assert set(pushes) == {0}
+
+
+@pytest.mark.parametrize("numbers", [np.array([0, 2**31]), np.array([-(2**31) - 1, 0]), np.array([0, 2**32], np.uint64)])
+def test_ints_that_jax_would_wrap_are_refused(numbers: np.ndarray) -> None:
+    """Ints that do not fit in JAX's 32 bits are an error, in loops and in ``fit``, unless JAX has 64 bits."""
+    with Loader(range(2), Values(numbers), 2, source=Values(np.zeros((2, 1))), workers=0) as loader:
+        with pytest.raises(InputError, match=r"expected numbers that JAX's u?int32 holds, found .* in dtype u?int64: call jax"):
+            next(iter(Arrays(loader)))
+        with pytest.raises(InputError, match="expected numbers that JAX's"):
+            FRONT_END.hand_over(loader.batch(0))
+        with jax.enable_x64(True):
+            assert sorted(next(iter(Arrays(loader)))[1].tolist()) == sorted(numbers.tolist())
+    with Loader(range(2), Values(np.array([-(2**31), 2**31 - 1])), 2, source=Values(np.zeros((2, 1))), workers=0) as loader:
+        assert sorted(next(iter(Arrays(loader)))[1].tolist()) == [-(2**31), 2**31 - 1]
