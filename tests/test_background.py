@@ -124,6 +124,23 @@ def test_a_process_ends_with_the_thread(folder: Callable, script: Callable[..., 
     assert ("RuntimeError" in process.err) == bool(code)
 
 
+@pytest.mark.usefixtures("unhurried")
+def test_where_no_thread_can_be_started(
+    folder: Callable[..., DataSet], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """If the user may have no more threads, the trainer's thread reads ahead itself; that is logged once."""
+
+    def start(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    data = folder(60)
+    with Loader(data.ids, data.labels, 4, data_dir=data.path, workers=1) as loader:
+        monkeypatch.setattr(threading.Thread, "start", start)
+        assert sorted(label for batch in loader for label in data.check(*batch)) == list(range(60))
+        monkeypatch.undo()
+    assert caplog.text.count("read ahead: can't start new thread") == 1
+
+
 def test_an_idle_thread_ends_and_a_request_starts_a_new_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """The thread ends a while after the last request, and the next request starts a new one."""
     monkeypatch.setattr(background_thread, "IDLE", 0.001)

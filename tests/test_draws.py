@@ -53,6 +53,17 @@ def draws() -> dict[str, Callable[[np.ndarray, Any], None]]:
 DRAWS = list(draws())
 
 
+def test_workers_hash_texts_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hashes of texts are the same in all workers, those that take another's place included; or as the environment says."""
+    for given, expected in (None, 0), ("7", 7):
+        if given is None:
+            monkeypatch.delenv("PYTHONHASHSEED", raising=False)
+        else:
+            monkeypatch.setenv("PYTHONHASHSEED", given)
+        found = rows(computed(lambda n: [float(os.environ["PYTHONHASHSEED"])], dim=1, workers=1))
+        assert set(found.ravel()) == {expected}
+
+
 @functools.cache
 def drawn(names: tuple[str, ...], *, workers: int, alike: bool = False, **options: Any) -> dict[str, np.ndarray]:
     """The rows of two epochs, of a loader with a field for each of these ways to draw."""

@@ -310,10 +310,31 @@ def test_idle_workers_end_and_start_again(folder: Callable[..., DataSet], monkey
 
 
 def test_unused_loaders_are_logged(folder: Callable, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    """When a fifth loader is made while four are unused, this is logged, once."""
-    monkeypatch.setattr(prefetcher, "UNUSED_AFTER", 0.0)
+    """When a loader is made while four or more are unused, this is logged, once."""
+    prefetcher._warn_of_unused.cache_clear()
     data = folder(4)
     with ExitStack() as loaders:
-        for number in range(7):
-            assert caplog.text.count("4 loaders are open that have given no batch") == (number > 4)
+        for number in range(9):
+            monkeypatch.setattr(prefetcher, "UNUSED_AFTER", 1000.0 if number < 6 else 0.0)
+            assert caplog.text.count("4 or more loaders are open that have given no batch") == (number > 6)
             loaders.enter_context(Loader(data.ids, None, 4, data_dir=data.path, workers=0))
+
+
+def test_a_loader_that_is_opened_while_others_are_counted(folder: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a loader is made, which counts the unused ones, another thread may make one too."""
+    data = folder(4)
+
+    def opened() -> Loader:
+        return loaders.enter_context(Loader(data.ids, None, 4, data_dir=data.path, workers=0))
+
+    class Meanwhile(float):
+        def __radd__(self, last: float) -> float:
+            monkeypatch.undo()
+            opened()
+            return last
+
+    with ExitStack() as loaders:
+        for _ in range(3):
+            opened()
+        monkeypatch.setattr(prefetcher, "UNUSED_AFTER", Meanwhile(0.0))
+        opened()

@@ -10,7 +10,7 @@ import numpy as np
 import psutil
 import pytest
 
-from shmgen import Function, InputError, Loader, Npy, NpyRows, Reader, Source, StartError, Values
+from shmgen import Function, FunctionError, InputError, Loader, Npy, NpyRows, Reader, Source, StartError, Values
 
 N = 40
 
@@ -260,6 +260,65 @@ def test_fill_gets_all_ids_of_a_ticket() -> None:
         for X, y in loader:
             np.testing.assert_array_equal(X[:, 0], y)
             assert set(X[:, 1].tolist()) == {4}
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_fill_that_fails_names_its_sample(workers: int) -> None:
+    """When a `fill` fails, its rows are read again one by one, so that the error names the sample that can't be read."""
+
+    class Table(Source):
+        shape, dtype = (1,), "f4"
+
+        def fill(self, ids: Any, rows: np.ndarray) -> None:
+            for row, id in zip(rows, ids, strict=True):
+                row[:] = 1 / (id - 7)
+
+    with Loader(range(16), None, 16, source=Table(), shuffle=False, workers=workers) as loader:
+        with pytest.raises(FunctionError) as caught:
+            loader.batch(0)
+        assert caught.value.id == 7
+
+
+class Leaves(Source):
+    """Its `fill` leaves the rows ``left`` to `read`, which draws 2 or 3."""
+
+    fields = {"x": ((1,), "i4")}  # noqa: RUF012
+
+    def __init__(self, left: Any) -> None:
+        self.left = left
+
+    def fill(self, ids: Any, rows: Any) -> Any:
+        rows["x"][:, 0] = ids
+        return self.left
+
+    def read(self, id: Any, rows: Any) -> None:
+        assert rows["x"] == id
+        rows["x"][:] = np.random.randint(2) + 2
+
+
+@pytest.mark.parametrize("left", [[1, 2], (1, np.int64(2)), np.array([1, 2]), {1, 2}])
+def test_rows_that_fill_leaves_to_read(left: Any) -> None:
+    """Rows whose numbers `fill` returns are read by `read`, with seeded random numbers, and as one-hot rows too."""
+    source = Leaves(left)
+    inputs = {"x": source["x"], "one_hot": source["x"].one_hot(4)}
+    found = []
+    for _ in range(2):
+        with Loader(range(4), inputs=inputs, batch_size=4, shuffle=False, workers=0, seed=1) as loader:
+            (batch,) = loader.batch(0)
+        np.testing.assert_array_equal(batch["one_hot"], np.eye(4)[batch["x"][:, 0]])
+        found.append(batch["x"][:, 0].tolist())
+    assert found == [[0, found[0][1], found[0][2], 3]] * 2
+    assert {2, 3} >= {*found[0][1:3]}
+
+
+@pytest.mark.parametrize("left", [[4], "rows", np.zeros((4, 1)), 1])
+def test_fill_returns_no_row_numbers(left: Any) -> None:
+    """What `fill` returns must be None or the numbers of rows."""
+    with (
+        Loader(range(4), inputs=Leaves(left)["x"], batch_size=4, shuffle=False, workers=0) as loader,
+        pytest.raises(FunctionError, match=r"expected None, or the numbers of rows left to read, from 0 to 0, found"),
+    ):
+        loader.batch(0)
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -6,6 +6,7 @@ import dataclasses
 import gc
 import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -97,6 +98,21 @@ def test_a_closed_loader_has_no_slots_and_workers(folder: Callable[..., DataSet]
     assert loader.state == LoaderState(epoch=0, slots=(), workers=(), waiting=0, closed=True)
     assert loader.state.leased == 0
     del held
+
+
+def test_stats_in_a_fork_wait_for_no_lock(folder: Callable[..., DataSet], monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a fork, where the thread that held the lock is not there, `stats` can be read."""
+    data = folder(8)
+    with (
+        Loader(data.ids, data.labels, 4, data_dir=data.path, workers=0) as loader,
+        ThreadPoolExecutor(1) as other,
+        monkeypatch.context() as fork,
+    ):
+        lock = loader._feed.prefetcher.lock
+        other.submit(lock.acquire).result()
+        fork.setattr(os, "getpid", lambda: -1)
+        assert loader.stats.batches == 0
+        other.submit(lock.release).result()
 
 
 def test_the_state_during_a_function_in_process() -> None:

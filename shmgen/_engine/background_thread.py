@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import weakref
 from collections.abc import Callable
@@ -9,6 +10,8 @@ from queue import Empty, SimpleQueue
 
 IDLE = 1.0
 """Seconds without a request after which the thread ends."""
+
+log = logging.getLogger("shmgen")
 
 
 class Background:
@@ -22,14 +25,21 @@ class Background:
         self._method = weakref.WeakMethod(method)
         self._requests: SimpleQueue[None] = SimpleQueue()
         self._runs = False
+        self._can_start = True
 
-    def request(self) -> None:
-        """Have the method called, unless a request waits already. Not to be called by two threads at once."""
+    def request(self) -> bool:
+        """Have the method called, unless a request waits already; False if no thread can be started. For one thread at a time."""
         if self._requests.empty():
             self._requests.put(None)
-        if not self._runs:
-            self._runs = True
-            threading.Thread(target=self._run, name="shmgen", daemon=True).start()
+        if not self._runs and self._can_start:
+            try:
+                self._runs = True
+                threading.Thread(target=self._run, name="shmgen", daemon=True).start()
+            except RuntimeError as error:  # this user may have no more threads, or the program is ending
+                self._runs = self._can_start = False
+                # As text: handlers may keep the record, and with an error's traceback all of the loader.
+                log.warning("no thread can be started in the background, so requests for batches read ahead: %s", str(error))
+        return self._can_start
 
     def end(self) -> None:
         """Wake the thread, if there is one, so that it calls the method once more and ends if that returns False."""

@@ -49,7 +49,9 @@ class Pool:
         self._tables = tables
         self._eager = False
         self._command = command("shmgen._worker.main", site=not filler.is_ours)
-        self._environment = {**({} if "OMP_NUM_THREADS" in os.environ else ONE_PROCESSOR), **os.environ}
+        one_processor = {} if "OMP_NUM_THREADS" in os.environ else ONE_PROCESSOR
+        # All workers hash texts alike: rows may depend on hashes, or on the order of a set, but not on the worker.
+        self._environment = {"PYTHONHASHSEED": "0", **one_processor, **os.environ}
         context: tuple[Any, ...] | None = None
         if filler.is_ours:
             pickled = pickle.dumps(filler)

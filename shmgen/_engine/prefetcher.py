@@ -13,8 +13,9 @@ import os
 import signal
 import threading
 import time
-from contextlib import nullcontext
-from weakref import WeakSet
+from contextlib import AbstractContextManager, nullcontext
+from functools import cache
+from weakref import WeakKeyDictionary
 
 from shmgen._engine.background_thread import Background
 from shmgen._engine.batch_planner import BatchPlanner
@@ -48,8 +49,19 @@ UNUSED_AFTER, MANY_UNUSED = 10.0, 4
 
 log = logging.getLogger("shmgen")
 
-_open: WeakSet[Prefetcher] = WeakSet()
+_open: WeakKeyDictionary[Prefetcher, None] = WeakKeyDictionary()
 """The prefetchers of all loaders that are open in this process."""
+
+
+@cache
+def _warn_of_unused() -> None:
+    """Warn, once in this process."""
+    log.warning(
+        "%d or more loaders are open that have given no batch for %g seconds or more, and hold shared memory and descriptors: "
+        "close() those that are no longer needed, or use them in a with statement",
+        MANY_UNUSED,
+        UNUSED_AFTER,
+    )
 
 
 class Prefetcher:
@@ -90,21 +102,18 @@ class Prefetcher:
         # Requests that wait, the oldest first: since when, and for which batch.
         self._waiting: list[tuple[float, BatchId]] = []
         self._background = Background(self._keep_up_in_background)
-        if sum(made > other._meter.last + UNUSED_AFTER for other in _open) == MANY_UNUSED:
-            log.warning(
-                "%d loaders are open that have given no batch for %g seconds or more, and hold shared memory and descriptors: "
-                "close() those that are no longer needed, or use them in a with statement",
-                MANY_UNUSED,
-                UNUSED_AFTER,
-            )
-        _open.add(self)
+        # Other threads may open and close loaders meanwhile: `keyrefs` is a list, made at once.
+        others = [other for ref in _open.keyrefs() if (other := ref()) is not None]
+        if sum(made > other._meter.last + UNUSED_AFTER for other in others) >= MANY_UNUSED:
+            _warn_of_unused()
+        _open[self] = None
 
     def __repr__(self) -> str:
         return f"{len(self._workers.pids)} workers, {f'ended: {self.ended}' if self.ended else repr(self._schedule)}"
 
     @property
     def stats(self) -> Stats:
-        with self.lock:
+        with self._lock_if_ours():
             workers, reads = self._supervisor.target
             return self._meter.stats(
                 self._workers.time_spent(),
@@ -137,6 +146,10 @@ class Prefetcher:
             raise ClosedError(f"it belongs to process {self._owner}: make another in process {os.getpid()}")
         return self.lock
 
+    def _lock_if_ours(self) -> AbstractContextManager[object]:
+        """The lock, except in a fork of the process that made this: a thread that is not there may hold it."""
+        return self.lock if os.getpid() == self._owner else nullcontext()
+
     def fetch(self, index: int, of: Pass | None = None) -> BatchArrays:
         """The arrays of the batch that ``index`` means in a pass, as soon as it has been read.
 
@@ -163,11 +176,9 @@ class Prefetcher:
                     self._supervisor.deaths.forget(batch)
                 now = time.monotonic()
                 self._meter.count_batch(slot.rows, len(slot.replaced), now, self._workers.time_spent)
-                if self._schedule.runs_low or now >= self._autoscaler.look_at:
-                    if self._schedule.is_unhurried:
-                        self._background.request()
-                    else:
-                        self._keep_up()
+                is_due = self._schedule.runs_low or now >= self._autoscaler.look_at
+                if is_due and not (self._schedule.is_unhurried and self._background.request()):
+                    self._keep_up()
                 return arrays
             except BaseException as error:
                 self._on_error(error, batch, of)
@@ -282,12 +293,11 @@ class Prefetcher:
 
     def close(self, reason: ShmgenError) -> None:
         """End the workers; requests that wait, and later ones, raise ``reason``."""
-        _open.discard(self)
+        _open.pop(self, None)
         is_ours = os.getpid() == self._owner
-        # A fork of the owner gives up its copies of the descriptors; its lock may be held by a thread that is not there.
-        with self.lock if is_ours else nullcontext():
+        with self._lock_if_ours():
             self.ended = self.ended or reason
-            if is_ours:
+            if is_ours:  # a fork only gives up its copies of the descriptors
                 self._background.end()
                 self._listening.end()  # before descriptors are closed
             self._workers.stop()

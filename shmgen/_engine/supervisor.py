@@ -153,7 +153,7 @@ class Supervisor:
         ticket = self._schedule.ticket(id)
         if ticket is None:
             return
-        if self._planner.on_error == "raise" or not isinstance(error, SampleError) or not self._schedule.wants(ticket):
+        if not isinstance(error, SampleError) or not self._schedule.wants(ticket):
             self._give_up(ticket, error)
         else:
             self._carry_out(after_failure(_claim(ticket, row, begun=True)), error)
@@ -204,7 +204,9 @@ class Supervisor:
         record.stopped = self._workers.is_stopped(worker)
         if not record.stopped:
             if not record.started:
-                raise StartError(f"worker {worker} has not begun within {self._patience:g} seconds")
+                raise StartError(
+                    f"worker {worker} has not begun within {self._patience:g} seconds; raise timeout= if it needs longer"
+                )
             record.stuck = record.watch.stuck(now, asked, self._timeout)
             record.unsure = record.watch.unsure(now, asked, self._timeout)
         record.kill_deadline = now + KILL_GRACE

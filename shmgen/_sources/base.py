@@ -172,10 +172,11 @@ class Source:
     def fill(self, ids: Sequence[Any], rows: Any, /) -> list[int] | None:
         """Fill ``rows``, of shape ``(len(ids), *shape)``, with the samples ``ids``. What is left out stays 0.
 
-        With several fields, ``rows`` is a dict of such arrays by key. Override it where many rows are read faster at once.
+        With several fields, ``rows`` is a dict of such arrays by key. Override it where many rows are read faster at once. It may
+        not draw random numbers: the global generators are seeded for each `read`, and not for `fill`.
 
         Returns:
-            The numbers of rows that it left to `read`, since their samples have other shapes; None if there are none.
+            The numbers of rows that it left to `read`, such as samples of other shapes; None if there are none.
         """
         raise NotImplementedError
 
@@ -208,8 +209,12 @@ class SourceReader(Reader):
         return reader
 
     def fill(self, keys: Any, rows: Any, begun: Any, *, io_waits: bool = False) -> list[int] | None:
-        left: list[int] | None = self.user_code.fill(keys, rows)
-        return left
+        left = self.user_code.fill(keys, rows)
+        try:
+            return None if left is None or left is rows else [range(len(keys))[number] for number in left]
+        except (TypeError, IndexError):
+            expected = f"None, or the numbers of rows left to read, from 0 to {len(keys) - 1}"
+            raise FormatError(f"what fill returns: expected {expected}, found {left!r}") from None
 
     def read(self, key: Any, row: Any, rng: np.random.Generator | None = None) -> Any:
         return self.user_code.read(key, row)

@@ -129,7 +129,7 @@ class OneHotReader(Reader):
 
         read, ints, one_hot = self._split(rows)
         filled = ints.reshape(-1).view(np.uint8).data if self._reader.takes_bytes else read
-        self._reader.fill(keys, filled, begun, io_waits=io_waits)
+        left = self._reader.fill(keys, filled, begun, io_waits=io_waits)
         try:
             self._expand(ints, one_hot)
         except FormatError:
@@ -139,7 +139,7 @@ class OneHotReader(Reader):
                     self._expand(ints[begun[0] - 1], one_hot[begun[0] - 1])
                 except FormatError as error:
                     raise SampleError(key, self.place(key), str(error)) from None
-        return None
+        return left
 
     def read(self, key: Any, row: Any, rng: np.random.Generator | None = None) -> Any:
         read, ints, one_hot = self._split(row)

@@ -83,7 +83,7 @@ class TicketFiller:
         readers = [reading.reader for reading in readings]
         # Whether several readers may read at once. Functions not marked concurrent run in the main thread, one at a time.
         self.concurrent = all(reader.concurrent for reader in readers)
-        is_called = any(each.reads_one_by_one and not each.concurrent and each.user_code is not None for each in readers)
+        is_called = any(each.user_code is not None and not each.concurrent for each in readers)
         self.calls_functions = is_called or bool(transforms)
         self._draws_outside = any(reader.draws and reader.concurrent for reader in readers)
         self._rngs: tuple[SampleRng | None, SampleRng | None] = None, None
@@ -177,7 +177,7 @@ class TicketFiller:
                 raise function_error(id, named, error) from error
             if reader.user_code is not None:
                 self._count(FUNCTION, began)
-            if isinstance(left, list) and left and reading.varies:
+            if left:
                 one_by_one.append((reading, keys, frozenset(left)))
         self._rows_begun[0] = IDLE
         if one_by_one or self._goes_by_sample:
