@@ -6,7 +6,6 @@ import os
 import re
 import signal
 import sys
-import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -68,15 +67,14 @@ def test_a_folder_becomes_one_file(data: DataSet, target: Path, cli: Callable[..
 def test_the_guides_unpack_restores_the_folder(data: DataSet, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The guide's lines that unpack a file restore the folder byte for byte."""
     guide = (ROOT / "docs" / "commands.md").read_text()
-    [code] = re.findall(r"Three lines of NumPy unpack:\n\n((?:    .*\n)+)", guide)
-    before = {path.name: path.read_bytes() for path in data.path.iterdir()}
-    packed(data, target)
-    for path in data.path.iterdir():
-        path.unlink()
-    data.path.rename(target.parent / "data")
+    [code] = re.findall(r"lines of NumPy unpack:\n\n```python\n(.*?)```", guide, re.DOTALL)
+    (data.path / "sub").mkdir()
+    data.file("id-0").rename(data.file("sub/one"))
+    before = {path.relative_to(data.path): path.read_bytes() for path in data.path.rglob("*.npy")}
+    packed(data, target, ["sub/one", *data.ids[1:]])
     monkeypatch.chdir(target.parent)
-    exec(textwrap.dedent(code), {"np": np, "Path": Path})
-    assert {path.name: path.read_bytes() for path in Path("data").iterdir()} == before
+    exec(code, {"np": np, "Path": Path})
+    assert {path.relative_to("data"): path.read_bytes() for path in Path("data").rglob("*.npy")} == before
 
 
 def test_shapes_and_dtypes(folder: Callable[..., DataSet], target: Path) -> None:

@@ -29,8 +29,8 @@ def blocks(name: str) -> tuple[str, list[str]]:
 
 
 PAGES = {page.stem: found for page in sorted((ROOT / "docs").glob("*.md")) if (found := blocks(f"docs/{page.name}"))[1]}
-ELSEWHERE = r"https://host|shmgen\.torch"
-"""Pattern of blocks that need a server, or torch, and are run by other tests."""
+ELSEWHERE = r"https://host|shmgen\.torch|all\.ids\"\)\.read"
+"""Pattern of blocks that other tests run, since they need a server, torch, or a small packed file."""
 
 
 @pytest.fixture(scope="module")
