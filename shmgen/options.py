@@ -20,7 +20,7 @@ from shmgen._ranks import find_shard
 from shmgen._samples.dataset import Sample, is_dataset
 from shmgen._samples.ids import kept
 from shmgen._samples.sample_spec import check_dtype, check_shape
-from shmgen._sources.base import Source, SourceField
+from shmgen._sources.base import BuiltinSource, Source, SourceField
 from shmgen._sources.batch_spec import BatchSpec, target
 from shmgen._sources.function import Function
 from shmgen._sources.npy import Npy
@@ -283,12 +283,13 @@ class DataOptions:
         if not isinstance(self.source, Source | SourceField):
             return Function(self.source, self.dim, self.n_channels, self.dtype, pad_value=self.pad_value)
         if described:
-            source = self.source.source if isinstance(self.source, SourceField) else self.source
-            name, takes = type(source).__name__, ", ".join(inspect.signature(type(source)).parameters)
-            raise InputError(
-                f"{', '.join(described)}: expected where the only input is a folder of .npy files or a function, found {name}; "
-                f"leave {' and '.join(described)} out: {name} takes {takes or 'no arguments'}"
-            )
+            source, key = (self.source.source, self.source.key) if isinstance(self.source, SourceField) else (self.source, None)
+            name, takes = type(source).__name__, ", ".join(inspect.signature(type(source)).parameters) or "no arguments"
+            remedy = f"leave {' and '.join(described)} out: {name} takes {takes}; or pass a function that reads samples as source"
+            if key is not None or (isinstance(source, BuiltinSource) and source.finds_fields):
+                remedy = f"pass source[{'key' if key is None else repr(key)}].shaped({'=..., '.join(described)}=...)"
+            expected = "where the only input is a folder of .npy files or a function"
+            raise InputError(f"{', '.join(described)}: expected {expected}, found {name}; {remedy}")
         return self.source
 
     def _targets(self) -> Any:

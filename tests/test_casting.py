@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from shmgen import Function, Hdf5, Loader, Npy, Npz, SampleError
-from shmgen._samples.casting import cast
+from shmgen._samples.casting import cast, holds
 from shmgen.errors import FormatError
 
 ROWS: list[tuple[str, str, Any, Any]] = [
@@ -32,6 +32,7 @@ ROWS: list[tuple[str, str, Any, Any]] = [
     ("f2", "u4", 65504, 65504),
     ("f2", "u4", 70000, None),
     ("c8", "c16", 1e300j, None),
+    ("f4", "f8", 1e-300, 0),
     ("f4", "i8", 2**24 + 1, 2**24),
     ("bfloat16", "f8", 1e300, None),
     ("float8_e4m3fn", "f4", 1000.0, None),
@@ -51,9 +52,38 @@ def test_casts_may_lose_precision_but_not_range() -> None:
             with pytest.raises(FormatError, match=rf"numbers that dtype {rows} holds, found .* in dtype {np.dtype(found)}"):
                 cast(given, rows)
         else:
-            result = cast(given, rows)
+            with np.errstate(all="raise"):
+                result = cast(given, rows)
             np.testing.assert_array_equal(result[1, 2], np.array(held, rows))
-            assert np.count_nonzero(result) == 1
+            assert np.count_nonzero(result) == (held != 0)
+
+
+HELD: list[tuple[str, float, bool]] = [
+    ("u8", -1, False),
+    ("u8", 2**64 - 1, True),
+    ("i8", 2.0**63, False),
+    ("i8", -(2.0**63), True),
+    ("u1", 2.5, False),
+    ("u1", np.nan, False),
+    ("?", 2, False),
+    ("f4", 1e300, False),
+    ("f4", 2**70, True),
+    ("f2", 1e-30, True),
+    ("f4", -np.inf, True),
+    ("c8", 1.5, True),
+    ("int4", 7, True),
+    ("int4", 100, False),
+    ("float8_e4m3fn", 1000.0, False),
+]
+
+
+def test_which_numbers_a_dtype_holds() -> None:
+    """A dtype of ints holds the whole numbers in its range; one of floats holds what it does not make infinite."""
+    import ml_dtypes
+
+    for dtype, number, held in HELD:
+        with np.errstate(all="raise"):
+            assert holds(np.dtype(getattr(ml_dtypes, dtype, None) or dtype), number) == held, (dtype, number)
 
 
 def written(folder: Path, arrays: list[np.ndarray], kind: str) -> list[str]:
@@ -92,7 +122,7 @@ def test_a_later_sample_out_of_range_is_damaged(tmp_path: Path, kind: str, worke
 
     with (
         loader() as strict,
-        pytest.raises(SampleError, match=r"^sample '7'.* dtype uint8 holds, found 300 .*pass dtype='") as caught,
+        pytest.raises(SampleError, match=r"^sample '7'.* dtype uint8 holds, found 300 .*pass .*dtype='") as caught,
     ):
         list(strict)
     assert caught.value.id == "7"

@@ -208,7 +208,7 @@ def test_without_dim_rows_have_the_first_files_shape(tmp_path: Path) -> None:
         list(loader)
     assert caught.value.path.endswith(".npy")
     assert "expected shape (5, 6), found" in caught.value.reason
-    assert "Where files vary in size, give dim, and a transform that makes rows of them, or a pad_value" in caught.value.reason
+    assert "Where samples vary in size, give dim, and a transform that makes rows of them, or a pad_value" in caught.value.reason
 
 
 @pytest.mark.parametrize(
@@ -222,7 +222,7 @@ def test_without_dim_rows_have_the_first_files_shape(tmp_path: Path) -> None:
         pytest.param(
             lambda x: x * 0.5,
             "expected dtype uint8, found float64, whose cast would lose more than precision; pass dtype='float32', so that rows "
-            "have that, or return it in the rows' dtype",
+            "have that, or return numbers that fit the rows' dtype, cast to it",
             id="dtype",
         ),
     ],

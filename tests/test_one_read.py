@@ -124,7 +124,7 @@ DAMAGES = [
     pytest.param("missing", "expected a file, found none at this path", id="missing"),
     pytest.param("no-array", "expected an array 'label', found 'image'", id="one-array-missing"),
     pytest.param("objects", "expected numbers, found Python objects", id="objects"),
-    pytest.param("shape", "expected shape (4, 3), found (4, 4); dim and n_channels say what shape a row has.", id="shape"),
+    pytest.param("shape", "expected shape (4, 3), found (4, 4); dim and n_channels, or shaped(dim=...) of a field", id="shape"),
     pytest.param("short-member", "found the end of the file after 100", id="header-cut-off"),
 ]
 

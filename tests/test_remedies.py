@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shmgen import FunctionError, Images, InputError, Loader, Npy, SampleError, Source, Values
+from shmgen import FunctionError, Hdf5, Images, InputError, Loader, Npy, Npz, SampleError, Source, SourceField, Values
 
 
 def of(data: Any, workers: int = 1, **options: Any) -> Loader:
@@ -104,6 +104,56 @@ def test_dim_beside_another_source_is_refused(tmp_path: Path) -> None:
         Loader(["a.png"], None, 1, source=Images(tmp_path), **given)
     with pytest.raises(InputError, match=r"dim: expected where .* found Own; leave dim out: Own takes no arguments"):
         Loader([0], None, 1, source=Own(), dim=3)
+
+
+OTHERS: dict[str, tuple[np.ndarray, Callable[..., Any] | None]] = {
+    # the second array, where the first is three zeros of uint8, and a transform
+    "numbers": (np.array([300, 0, 0], "u2"), None),
+    "dtype": (np.array([0.5, 0, 0]), None),
+    "shape": (np.ones(5, "u1"), None),
+    "shape-and-a-transform": (np.ones(5, "u1"), lambda x, rng: x[:3]),
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_the_remedies_for_an_npz_field_work(tmp_path: Path, kind: str) -> None:
+    """An array of another shape or dtype than the first file's is read once ``shaped`` says what the error says it should."""
+    other, transform = OTHERS[kind]
+    for number, array in enumerate([np.zeros(3, "u1"), other]):
+        np.savez(tmp_path / f"{number}.npz", x=array)
+    source, options = Npz(tmp_path), {"batch_size": 2, "shuffle": False, "workers": 0}
+    with Loader(range(2), source=source["x"], **options) as loader:
+        text = asked(loader, SampleError, 0)
+    assert re.search(r"source\[key\]\.shaped\(dtype=.(uint16|float32)|or shaped\(dim=", text)
+    found = re.findall("dtype='(.*?)'", text)
+    given: Any = {"dtype": found[0]} if found else {"dim": 3 if transform else 5, **({} if transform else {"pad_value": 0})}
+    with pytest.raises(InputError, match=rf"pass source\['x'\]\.shaped\({next(iter(given))}=\.\.\."):
+        Loader(range(2), source=source["x"], **given, **options)
+    with Loader(range(2), source=source["x"].shaped(**given), transform=transform, **options) as loader:
+        (X,) = loader.batch(0)
+    assert X[1].tolist() == other.tolist()[: X.shape[1]]
+
+
+def test_the_remedy_for_datasets_of_another_dtype_works(tmp_path: Path) -> None:
+    """Of HDF5 datasets of several dtypes a function makes rows; `shaped` is refused of a source that has one field."""
+    h5py = pytest.importorskip("h5py")
+    file = tmp_path / "all.h5"
+    with h5py.File(file, "w") as written:
+        written["0"], written["1"] = np.zeros(3, "u1"), np.full(3, 300, "i8")
+    options: Any = {"batch_size": 2, "shuffle": False, "workers": 0}
+    with Loader(range(2), source=Hdf5(file), **options) as loader:
+        assert "read it by a function as source, and pass dtype='int64'" in asked(loader, SampleError, 0)
+    with pytest.raises(InputError, match=r"leave dtype out: Hdf5 takes .*or pass a function that reads samples as source"):
+        Loader(range(2), source=Hdf5(file), dtype="int64", **options)
+    with pytest.raises(InputError, match=r"expected shaped\(\) of one of several fields, found Hdf5 of one"):
+        Loader(range(2), source=SourceField(Hdf5(file)).shaped(dtype="int64"), **options)
+
+    def read(id: int) -> np.ndarray:
+        with h5py.File(file) as opened:
+            return opened[str(id)][()]
+
+    with Loader(range(2), source=read, dtype="int64", **options) as loader:
+        assert loader.batch(0)[0].tolist() == [[0] * 3, [300] * 3]
 
 
 class Own(Source):

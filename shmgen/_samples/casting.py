@@ -10,32 +10,34 @@ if TYPE_CHECKING:
     import numpy as np
 
 
-def cast_into(rows: np.ndarray, found: np.ndarray) -> None:
+def cast_into(rows: np.ndarray, found: np.ndarray, remedy: str = "") -> None:
     """Write ``found`` into ``rows`` of the same shape. Both are ints, or NumPy calls the cast "same_kind".
 
-    A number that does not fit, as 300 in uint8, or 1e300 in float32, is a FormatError; the rows are then undefined.
+    A number that does not fit, as 300 in uint8, or 1e300 in float32, is a FormatError that ends in ``remedy``, where ``{found}``
+    stands for the dtype of ``found``. The rows are then undefined.
     """
     import numpy as np
 
     if np.can_cast(found.dtype, rows.dtype):
         rows[...] = found
         return
-    with np.errstate(over="ignore", invalid="ignore"):
+    with np.errstate(all="ignore"):  # under the user's np.seterr(all="raise"), a loss of precision would be an error
         rows[...] = found
         misfits = _misfits(rows, found)
     if misfits is not None and misfits.any():
         first, others = found[misfits].flat[0].item(), int(misfits.sum()) - 1
         more = f" and {others:,} more of {found.size:,}" if others else ""
-        found_text = f"{first}{more} in dtype {found.dtype}; pass dtype={found.dtype.name!r}"
+        remedy = (remedy or "; pass dtype='{found}'").format(found=found.dtype.name)
+        found_text = f"{first}{more} in dtype {found.dtype}{remedy}"
         raise FormatError(f"expected numbers that dtype {rows.dtype} holds, found {found_text}")
 
 
-def cast(found: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
+def cast(found: np.ndarray, dtype: np.dtype[Any], remedy: str = "") -> np.ndarray:
     """A copy of ``found`` of another dtype; as `cast_into`."""
     import numpy as np
 
     rows = np.empty(found.shape, dtype)
-    cast_into(rows, found)
+    cast_into(rows, found, remedy)
     return rows
 
 
@@ -43,10 +45,16 @@ def holds(dtype: np.dtype[Any], number: float) -> bool:
     """Whether rows of ``dtype`` can hold a number; those of ints hold whole numbers in their range."""
     import numpy as np
 
-    given = np.asarray(number)
-    with np.errstate(over="ignore", invalid="ignore"):
-        stored = given.astype(dtype).astype(given.dtype)
-    return bool(stored == given) or bool(dtype.kind not in "iub" and (given != given or np.isfinite(stored)))  # noqa: PLR0124 # NaN
+    if dtype.kind in "iub":
+        # Compared as Python's numbers: NumPy would wrap -1 to the largest uint64, which compares as -1 again.
+        lowest, highest = (0, 1) if dtype.kind == "b" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
+        return lowest <= number <= highest and number == int(number)
+    given = np.float64(number)
+    with np.errstate(all="ignore"):
+        stored = given.astype(dtype)
+        if _is_extended_int(dtype):
+            return bool(stored.astype(given.dtype) == given)
+        return bool(np.isnan(given) or stored == given or np.isfinite(stored))
 
 
 def unmasked(value: Any) -> Any:
@@ -66,7 +74,12 @@ def _misfits(rows: np.ndarray, found: np.ndarray) -> Any:
         if not found.size or bounds.min <= int(found.min()) <= int(found.max()) <= bounds.max:
             return None
         return rows != found
-    if rows.dtype.name.startswith(("int", "uint")):  # of ml_dtypes
+    if _is_extended_int(rows.dtype):
         return rows.astype(found.dtype) != found
     finite = np.isfinite(rows)
     return None if finite.all() else np.isfinite(found) & ~finite
+
+
+def _is_extended_int(dtype: np.dtype[Any]) -> bool:
+    """Whether ``dtype``, which is none of NumPy's own ints, is one of ml_dtypes' ints."""
+    return dtype.name.startswith(("int", "uint"))

@@ -19,6 +19,11 @@ NO_NUMBERS = "; make them numbers, or leave them out; where they are of ml_dtype
 
 LOSSY_CAST = "whose cast would lose more than precision"
 
+OF_ANOTHER_SHAPE = (
+    "; dim and n_channels, or shaped(dim=...) of a field, say what shape a row has, and left out it is the first sample's. Where "
+    "samples vary in size, give dim, and a transform that makes rows of them, or a pad_value"
+)
+
 
 class SampleSpec(NamedTuple):
     """What the user gives about samples, as `Npy` takes it; None stands for what the first sample has.
@@ -140,7 +145,7 @@ def write_row(
             array = array.copy()
         row[...] = pad_value
     written: tuple[Any, ...] = (*map(slice, array.shape), ...)  # the dots: of a row without axes, an array too
-    cast_into(row[written], array)
+    cast_into(row[written], array, dtype_remedy)
     return array.shape
 
 
@@ -154,7 +159,7 @@ def check_smaller(shape: tuple[int, ...], row: tuple[int, ...], remedy: str = ""
 def sample_for(row: np.ndarray, value: Any, *, own: bool, dtype_remedy: str = "") -> np.ndarray:
     """``value``, of another shape than ``row``, as an array of its dtype to be changed: a copy, or the loader's ``own``."""
     array = _castable(row, _array(row, value), dtype_remedy)
-    return array if own and array.flags.writeable and array.dtype == row.dtype else cast(array, row.dtype)
+    return array if own and array.flags.writeable and array.dtype == row.dtype else cast(array, row.dtype, dtype_remedy)
 
 
 def _array(row: np.ndarray, value: Any) -> np.ndarray:

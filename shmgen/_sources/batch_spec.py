@@ -226,6 +226,9 @@ class BatchSpec:
             varies = False
         elif given == ANY:
             given = _given(field.source)
+        elif reader.fields is None:
+            called, remedy = type(field.source).__name__, "describe rows by the source's own arguments"
+            raise InputError(f"field {name!r}: expected shaped() of one of several fields, found {called} of one; {remedy}")
         else:
             try:
                 row = given.row(shape, dtype, varies=is_transformed or given.pad_value is not None)

@@ -60,7 +60,7 @@ class Hdf5Reader(FileReader):
             if found.dtype == rows.dtype:
                 found.read_direct(rows, None, np.s_[number])
             else:  # HDF5 itself clips numbers that do not fit
-                cast_into(rows[number, ...], found[()])
+                cast_into(rows[number, ...], found[()], "; read it by a function as source, and pass dtype='{found}'")
 
     def _forget(self) -> None:
         self._file = self._rows = None

@@ -26,7 +26,7 @@ from shmgen._samples.npy_format import (
     require_data,
     written,
 )
-from shmgen._samples.sample_spec import RowSpec, SampleSpec
+from shmgen._samples.sample_spec import OF_ANOTHER_SHAPE, RowSpec, SampleSpec
 from shmgen._sources.folder import Files, FolderReader, FolderSource
 
 if TYPE_CHECKING:
@@ -43,11 +43,6 @@ FILES_AHEAD = 16
 
 ONE_BY_ONE = 64
 """After a file of another shape than its row, this number of files is read one by one."""
-
-OF_ANOTHER_SHAPE = (
-    "; dim and n_channels say what is expected, and left out they are the first file's. Where files vary in size, give dim, and "
-    "a transform that makes rows of them, or a pad_value"
-)
 
 _spare = Semaphore(resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
 """Files that all readers of this process may hold open ahead; descriptors are left for the files that are being read."""

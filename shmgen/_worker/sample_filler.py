@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from shmgen._memory.limit_errors import note
 from shmgen._memory.records import FUNCTION, TURN
-from shmgen._samples.sample_spec import ShapeError, dtype_for, sample_for, write_row
+from shmgen._samples.sample_spec import OF_ANOTHER_SHAPE, ShapeError, dtype_for, sample_for, write_row
 from shmgen._sources.base import IDLE, Reader, function_error
 from shmgen._sources.fields import FieldSpec, Reading, RowsByKey
 from shmgen._worker.transform import NAME_THE_INPUTS, Transform, transform_named
@@ -24,12 +24,10 @@ if TYPE_CHECKING:
 
 TOO_LARGE = "; pass a larger dim, or a transform that crops it"
 
-OF_ANOTHER_SHAPE = (
-    "; dim and n_channels say what shape a row has. Where samples are larger or vary in size, give dim, and a transform that "
-    "makes rows of them, or a pad_value"
-)
+OF_ANOTHER_DTYPE = "; pass dtype='{found}', so that rows have that, or return numbers that fit the rows' dtype, cast to it"
 
-OF_ANOTHER_DTYPE = "; pass dtype='{found}', so that rows have that, or return it in the rows' dtype"
+FIELD_OF_ANOTHER_DTYPE = "; pass source[key].shaped(dtype='{found}'), so that the field's rows have that"
+"""As `OF_ANOTHER_DTYPE`, of a field of shmgen's own sources of several fields: `Npz`."""
 
 ONE_ROW = f"with one input that has no name, a transform gets and returns its row alone{NAME_THE_INPUTS}"
 
@@ -206,13 +204,14 @@ class SampleFiller:
 
         if len(reading.fields) > 1:
             sample.where = f"source of field {field.name!r}"
+        own = reading.reader.user_code is None
+        dtype_remedy = FIELD_OF_ANOTHER_DTYPE if own else OF_ANOTHER_DTYPE
         if field.varies and (shape := np.shape(value)) != row.shape and (*shape, 1) != row.shape:
             sample.varied[field.name] = shape
-            own = reading.reader.user_code is None
-            sample.loaded[field.name] = sample_for(row, value, own=own, dtype_remedy=OF_ANOTHER_DTYPE)
+            sample.loaded[field.name] = sample_for(row, value, own=own, dtype_remedy=dtype_remedy)
         else:
             shape_remedy = SINGLE if isinstance(value, Mapping | tuple) else OF_ANOTHER_SHAPE
-            write_row(row, value, shape_remedy=shape_remedy, dtype_remedy=OF_ANOTHER_DTYPE)
+            write_row(row, value, shape_remedy=shape_remedy, dtype_remedy=dtype_remedy)
 
     def _copy(self, sample: Sample) -> None:
         for field in self._copies:
