@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -168,6 +168,8 @@ class DataOptions:
             n_channels=None if self.n_channels is None else check_int(self.n_channels, "n_channels", 1),
             n_classes=None if self.n_classes is None else check_int(self.n_classes, "n_classes", 1),
             dtype=check_dtype(self.dtype),
+            # Others make loaders of the same arguments: an iterator would be used up by then.
+            classes=tuple(self.classes) if isinstance(self.classes, Iterator) else self.classes,
             slots=None if self.slots is None else check_int(self.slots, "slots", 2),
             seed=check_int(self.seed, "seed", 0),
             epoch=check_int(self.epoch, "epoch", 0),
@@ -256,6 +258,10 @@ class DataOptions:
 
     def _inputs(self) -> Any:
         """``inputs``, or the only input, which ``dim``, ``n_channels``, ``dtype`` and ``pad_value`` describe."""
+        if self.data_dir not in (None, "data") and (self.inputs is not None or self.source is not None):
+            expected = "where the only input is a folder of .npy files"
+            remedy = "leave it out, or give a folder to each source: Npy(folder), Images(folder)"
+            raise InputError(f"data_dir: expected {expected}, found {str(self.data_dir)!r} beside source or inputs; {remedy}")
         described = [name for name in ("dim", "n_channels", "dtype", "pad_value") if getattr(self, name) is not None]
         if self.cache is not None and not (is_url(self.data_dir) and self.inputs is None and self.source is None):
             raise InputError(

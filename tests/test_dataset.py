@@ -16,7 +16,7 @@ import pytest
 from conftest import wait_until
 from ways import kill
 
-from shmgen import InputError, Loader
+from shmgen import FunctionError, InputError, Loader
 
 
 def made(sample: Callable[[int], Any], base: type = object, **more: Any) -> Any:
@@ -87,6 +87,26 @@ def test_unusable_data_sets_are_refused() -> None:
             Loader(made(np.square, base_of(*base)), batch_size=4)
     with pytest.raises(InputError, match="found a data set, which has the samples; give one"):
         Loader(made(np.square), batch_size=4, source=np.square)
+
+
+class Bfloat16:
+    """As a tensor of a dtype that NumPy does not have."""
+
+    dtype = "torch.bfloat16"
+
+    def detach(self) -> Bfloat16:
+        return self
+
+    cpu = detach
+
+    def __array__(self, *_: Any, **__: Any) -> np.ndarray:
+        raise TypeError("Got unsupported ScalarType BFloat16")
+
+
+def test_tensors_of_bfloat16_are_refused() -> None:
+    """A tensor that NumPy can't read is an error with a remedy, without the framework's traceback."""
+    with pytest.raises(FunctionError, match=r"found torch.bfloat16; return tensor.float\(\)$"):
+        Loader(made(lambda number: Bfloat16()), batch_size=4, workers=0)
 
 
 def test_frameworks_are_logged_once(tmp_path: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

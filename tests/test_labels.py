@@ -115,6 +115,8 @@ ACCEPTED: dict[str, tuple[dict[str, Any], list[Any], str]] = {
     "to_categorical": ({"labels": one_hot(0, 2)}, [[1, 0, 0], [0, 0, 1]], "float32"),
     "to_categorical-with-n_classes": ({"labels": one_hot(0, 2), "n_classes": 3}, [[1, 0, 0], [0, 0, 1]], "float32"),
     "rows-as-lists-with-n_classes": ({"labels": [[1, 0], [0, 1]], "n_classes": 2}, [[1, 0], [0, 1]], "float32"),
+    "column-of-ints-with-n_classes": ({"labels": np.array([[2], [0]]), "n_classes": 3}, [[0, 0, 1], [1, 0, 0]], "float32"),
+    "iterator-of-classes": ({"labels": ["x", "y"], "classes": iter(["y", "x"])}, [1, 0], "int64"),
     "Values-of-floats": ({"labels": Values([4.5, 5])}, [4.5, 5], "float32"),
     "Values-with-classes": ({"labels": Values(["x", "y"]), "classes": ["y", "x"]}, [1, 0], "int64"),
     "function": ({"labels": ord}, [112, 113], "int64"),
@@ -250,6 +252,10 @@ NESTS = {
     "dict-of-mappings": ({"a": dict(zip(IDS, A, strict=True)), "b": B}, {"a": A, "b": B}),
     "dict-of-rows": ({"a": np.eye(4), "b": B}, {"a": np.eye(4).tolist(), "b": B}),
     "list-of-arrays": ([np.array(A), np.array(B)], (A, B)),
+    "as-many-lists-as-ids": ({"a": A, "b": B, "c": A, "d": B}, {"a": A, "b": B, "c": A, "d": B}),
+    "as-many-mappings-as-ids": ([dict(zip(IDS, A, strict=True))] * 4, (A, A, A, A)),
+    "as-many-Values-as-ids": ([Values(A), Values(B), Values(A), Values(B)], (A, B, A, B)),
+    "stacked": (np.stack([A, B, A, B]), [A, B, A, B]),
     "nested": ({"a": A, "b": {"c": B, "d": A}}, {"a": A, "b": {"c": B, "d": A}}),
     "a-row-for-each-id": ([A, B, A, B], [A, B, A, B]),
     "a-mapping-to-rows": (dict(zip(IDS, [A, B, A, B], strict=True)), [A, B, A, B]),
@@ -273,6 +279,7 @@ def test_fields_are_distinguished_from_values() -> None:
         pytest.param(
             {"a": [1, 2]}, "id 'p', field 'y': expected a value .*found none for any among the keys, 'a'", id="too-few-values"
         ),
+        pytest.param([np.array(A)] * 4, r"pass np.stack\(rows\), or, of fields, \[Values\(column\)", id="rows-or-fields"),
         pytest.param({"a": A, "q": B}, "id 'p', field 'y': expected a value", id="an-id-among-the-keys"),
     ],
 )

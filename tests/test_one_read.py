@@ -237,6 +237,7 @@ def test_other_tuples_are_refused() -> None:
         pytest.param(({"a": 1}, 2), "field 0: expected an array, found a dict: return one dict of all arrays", id="nested"),
         pytest.param([np.zeros(3), 1], "found a list of parts of several shapes; return fields as a dict", id="list"),
         pytest.param({"x": None}, "field 'x': expected an array, found None", id="none-in-a-field"),
+        pytest.param({}, "expected an array, or several, found an empty dict", id="empty-dict"),
         pytest.param({"x": "text"}, "field 'x': .* dtype <U4; make them numbers", id="text-in-a-field"),
     ],
 )

@@ -90,6 +90,7 @@ def test_wrong_arguments_are_refused(args: Any, options: Any, text: str) -> None
 WEIGHED: dict[str, tuple[Any, Any]] = {
     "ints": ([0, 0, 0, 1], None),
     "one-hot": (np.eye(2)[[0, 0, 0, 1]], None),
+    "column-of-ints": (np.array([[0], [0], [0], [1]]), None),
     "sorted-names": ({"a": "x", "b": "x", "c": "x", "d": "y", "unused": "z"}, "sorted"),
 }
 

@@ -29,7 +29,7 @@ class CheckedValues:
     """The values of all ids. Each is checked before it is made a row."""
 
     def __init__(self, ids: Sequence[Any], column: Sequence[Any] | np.ndarray, field: str, *, may_be_nan: bool = False) -> None:
-        self._ids = ids
+        self.ids = ids
         self._may_be_nan = may_be_nan
         self._column = column
         self.field = field
@@ -68,7 +68,7 @@ class CheckedValues:
         """Name the first NaN among floats: a column of ints becomes one of floats where a value is missing."""
         if values.ndim == 1 and values.dtype.kind == "f" and (missing := np.isnan(values)).any():
             found = f"nan: its value is missing{_remedy(math.nan)}"
-            raise InputError(f"id {self._ids[int(missing.argmax())]!r}, field {self.field!r}: expected {expected}, found {found}")
+            raise InputError(f"id {self.ids[int(missing.argmax())]!r}, field {self.field!r}: expected {expected}, found {found}")
 
     def rows(self, given: np.dtype[Any] | None) -> Rows:
         """The values as one array, a row each, of dtype ``given``, or of the one that they call for."""
@@ -122,7 +122,7 @@ class CheckedValues:
 
     def _each(self, convert: Callable[[Any], T]) -> Iterator[T]:
         """What ``convert`` makes of each value; its `FormatError` becomes one that names the id."""
-        for id, value in zip(self._ids, objects(self._column), strict=True):
+        for id, value in zip(self.ids, objects(self._column), strict=True):
             try:
                 yield convert(value)
             except FormatError as error:
@@ -147,8 +147,8 @@ class CheckedValues:
             table = np.array([numbers[name] for name in distinct.tolist()], small)
             rows = np.concatenate([table[np.searchsorted(distinct, some)] for some in _blocks(np.asarray(self._column))])
         else:
-            rows = np.fromiter(self._each(position_of), small, len(self._ids))
-        return CheckedValues(self._ids, rows, self.field).rows(dtype or np.dtype(np.int64))
+            rows = np.fromiter(self._each(position_of), small, len(self.ids))
+        return CheckedValues(self.ids, rows, self.field).rows(dtype or np.dtype(np.int64))
 
 
 def _stored(rows: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:

@@ -7,7 +7,7 @@ from typing import Any, Protocol, TypeGuard
 
 import numpy as np
 
-from shmgen.errors import InputError
+from shmgen.errors import FormatError, InputError
 
 OWN_TYPES = (str, bytes, list, tuple, range, set, frozenset, Mapping)
 """Types that are never data sets, even if they can't be ids either."""
@@ -61,4 +61,10 @@ class Sample:
 
 
 def _array(part: Any) -> np.ndarray:
-    return np.asarray(part.detach().cpu() if hasattr(part, "detach") else part)
+    if not hasattr(part, "detach"):
+        return np.asarray(part)
+    tensor = part.detach().cpu()
+    try:
+        return np.asarray(tensor)
+    except TypeError:  # torch's, of bfloat16 and other dtypes that NumPy does not have
+        raise FormatError(f"expected a dtype that NumPy has, found {tensor.dtype}; return tensor.float()") from None

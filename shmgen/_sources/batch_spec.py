@@ -312,16 +312,18 @@ def _is_nest(part: Any, ids: Sequence[Any]) -> bool:
 
 def _holds_columns(part: dict[Any, Any] | Sequence[Any], ids: Sequence[Any]) -> bool:
     """Whether ``part`` holds the values of several fields, each for all ids, and not a value for each id."""
-    # As many members as ids would be a value for each.
-    if not 0 < len(part) < len(ids):
+    if isinstance(part, dict):
+        # Ints are never among keys that are texts, so not every id need be looked up; as many keys as ids may be meant as these.
+        may_be_ids = as_ints(ids) is None or len(part) >= len(ids)
+        if not all(isinstance(key, str) for key in part) or (may_be_ids and any(id in part or str(id) in part for id in ids)):
+            return False
+    elif len(part) >= len(ids) and not isinstance(part[0], Mapping):
+        if len(part) == len(ids) and all(hasattr(one, "__array__") and np.shape(one)[:1] == (len(ids),) for one in part):
+            expected = f"a row for each of the {len(ids):,} ids, or columns of fields"
+            remedy = "pass np.stack(rows), or, of fields, [Values(column), Values(other), ...]"
+            raise InputError(f"expected {expected}, found a list of as many arrays of as many values; {remedy}")
         return False
     members = list(part.values()) if isinstance(part, dict) else part
-    if not all(is_column(member) or isinstance(member, Mapping) for member in members):
+    if not members or not all(is_column(member) or isinstance(member, Mapping) for member in members):
         return False
-    if isinstance(part, dict):
-        if not all(isinstance(key, str) for key in part):
-            return False  # its keys are ids
-        # Ints are never among keys that are texts, so not every id need be looked up.
-        if as_ints(ids) is None and any(id in part for id in ids):
-            return False
     return any(len(member) == len(ids) or (isinstance(member, Mapping) and ids[0] in member) for member in members)

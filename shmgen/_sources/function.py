@@ -75,6 +75,8 @@ class Function(BuiltinSource):
             with own_random_state():
                 first = reader.read(ids[0], None, np.random.default_rng(0))
             if self.finds_fields and isinstance(first, Mapping | tuple):
+                if not first:
+                    raise FormatError(f"expected an array, or several, found an empty {type(first).__name__}")
                 # Without dim, samples are as the first.
                 parts = first.items() if isinstance(first, Mapping) else enumerate(first)
                 reader.fields = {key: _shape_and_dtype(key, part) for key, part in parts}

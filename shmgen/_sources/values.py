@@ -38,7 +38,8 @@ class Values(BuiltinSource):
     Which value belongs to which id is a rule that never looks at the values. A mapping goes by key. A list or array goes by
     position: it has a value for each id, in their order. Where ids are ints, but not 0, 1, 2 and so on, it could go by id as
     well, and ``by`` has to say which. A pandas column goes by the labels of its index. Where these only number rows, it goes
-    as a list does: where they have no name, and are the ints from 0 on in any order, or any ints beside ids that are texts.
+    as a list does: where they have no name, and are the ints from 0 on in any order, or any ints beside ids that are texts, but
+    not digits.
 
     Attributes:
         classes: the names of classes in the order of their numbers; None where there are none, or they are to be ``"sorted"``.
@@ -111,6 +112,8 @@ class Values(BuiltinSource):
         dtype, n_classes = self._given_dtype, self._n_classes
         if classes is not None:
             return checked.positions_in(classes, None if n_classes is not None else dtype)
+        if n_classes not in (None, 1) and _is_column_of_ints(together := checked.together):
+            checked = CheckedValues(checked.ids, together[:, 0], checked.field)
         has_rows = checked.together.ndim > 1
         if n_classes is None:
             # A label that is no row must be an int. In rows any numbers are what the user meant.
@@ -206,6 +209,11 @@ def numbers_of(given: Any, ids: Sequence[Any], name: str) -> np.ndarray:
     return numbers
 
 
+def _is_column_of_ints(values: np.ndarray) -> bool:
+    """Whether values are ints of shape ``(n, 1)``, as ``keras.datasets`` has labels."""
+    return values.ndim == 2 and values.shape[1] == 1 and values.dtype.kind in "biu"
+
+
 def class_weights(
     ids: Iterable[Any],
     labels: Mapping[Any, Any] | Iterable[Any] | Callable[[Any], Any],
@@ -237,6 +245,8 @@ def class_weights(
     values = labels if isinstance(labels, Values) else Labels(labels)
     reader = values.with_classes(None, classes).bind(every, field="labels")
     numbers = reader.all_rows()
+    if _is_column_of_ints(numbers):
+        numbers = numbers[:, 0]
     if numbers.ndim == 2 and ((numbers == 0) | (numbers == 1)).all() and (numbers.sum(axis=1) == 1).all():
         numbers = numbers.argmax(axis=1)
     if numbers.ndim > 1 or numbers.dtype.kind not in "biu":
