@@ -52,7 +52,7 @@ def holds(dtype: np.dtype[Any], number: float) -> bool:
     given = np.float64(number)
     with np.errstate(all="ignore"):
         stored = given.astype(dtype)
-        if _is_extended_int(dtype):
+        if dtype.name.startswith(("int", "uint")):  # of ml_dtypes
             return bool(stored.astype(given.dtype) == given)
         return bool(np.isnan(given) or stored == given or np.isfinite(stored))
 
@@ -74,12 +74,7 @@ def _misfits(rows: np.ndarray, found: np.ndarray) -> Any:
         if not found.size or bounds.min <= int(found.min()) <= int(found.max()) <= bounds.max:
             return None
         return rows != found
-    if _is_extended_int(rows.dtype):
+    if rows.dtype.name.startswith(("int", "uint")):  # of ml_dtypes
         return rows.astype(found.dtype) != found
     finite = np.isfinite(rows)
     return None if finite.all() else np.isfinite(found) & ~finite
-
-
-def _is_extended_int(dtype: np.dtype[Any]) -> bool:
-    """Whether ``dtype``, which is none of NumPy's own ints, is one of ml_dtypes' ints."""
-    return dtype.name.startswith(("int", "uint"))
