@@ -121,7 +121,8 @@ def test_the_remedies_for_an_npz_field_work(tmp_path: Path, kind: str) -> None:
     other, transform = OTHERS[kind]
     for number, array in enumerate([np.zeros(3, "u1"), other]):
         np.savez(tmp_path / f"{number}.npz", x=array)
-    source, options = Npz(tmp_path), {"batch_size": 2, "shuffle": False, "workers": 0}
+    source = Npz(tmp_path)
+    options: Any = {"batch_size": 2, "shuffle": False, "workers": 0}
     with Loader(range(2), source=source["x"], **options) as loader:
         text = asked(loader, SampleError, 0)
     assert re.search(r"source\[key\]\.shaped\(dtype=.(uint16|float32)|or shaped\(dim=", text)
