@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from shmgen._checks import check_choice, check_float, check_int
 from shmgen._memory.status_page import MAX_READERS
 from shmgen._plan.damaged_samples import OnError
+from shmgen._plan.passes import LAST_EPOCH
 from shmgen._plan.sampler import ALONE, Sampler, Shard, Tail
 from shmgen._plan.weighted import WeightTable
 from shmgen._ranks import find_shard
@@ -172,7 +173,7 @@ class DataOptions:
             classes=tuple(self.classes) if isinstance(self.classes, Iterator) else self.classes,
             slots=None if self.slots is None else check_int(self.slots, "slots", 2),
             seed=check_int(self.seed, "seed", 0),
-            epoch=check_int(self.epoch, "epoch", 0),
+            epoch=check_int(self.epoch, "epoch", 0, LAST_EPOCH),
             max_damaged=check_float(self.max_damaged, "max_damaged", "a fraction from 0 to 1", lambda number: 0 <= number <= 1),
             timeout=None
             if self.timeout is None

@@ -67,8 +67,9 @@ def test_another_data_set_or_order_is_refused(key: str) -> None:
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ({"epoch": -1}, "state: epoch: expected an int from 0, found -1"),
-        ({"consumed": 1.5}, "state: consumed: expected an int from 0, found 1.5"),
+        ({"epoch": -1}, "state: epoch: expected an int from 0 to 1000000000000000, found -1"),
+        ({"epoch": 2**63}, "state: epoch: expected an int from 0 to 1000000000000000, found 9223372036854775808"),
+        ({"consumed": 1.5}, "state: consumed: expected an int from 0 to 1000000000000000, found 1.5"),
         ({"version": 2}, "expected version=1, as here, found 2; it was saved by another version of shmgen"),
         ({"order": 0}, "expected order=1"),
         ({"consumed": 6}, "a batch_size that divides the 6 samples of epoch 0 that were consumed, found 4; give one that does"),

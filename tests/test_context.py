@@ -220,17 +220,19 @@ def test_later_workers_start_as_the_first_did(folder: Callable, script: Callable
     assert told == [own] * 5
 
 
-def test_a_deleted_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If the working folder is deleted, new workers raise an error that names it; a loader made in a deleted folder works."""
+def test_a_deleted_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """If the working folder is deleted, new workers work on, and that is logged where they are in another one."""
     (tmp_path / "gone").mkdir()
     monkeypatch.chdir(tmp_path / "gone")
     with computed(workers=1) as loader:
-        list(loader)
-        monkeypatch.chdir(tmp_path)
         (tmp_path / "gone").rmdir()
-        kill_all(loader)
-        with pytest.raises(StartError, match=rf"a worker can't start: FileNotFoundError: .*{tmp_path}/gone"):
-            [list(loader) for _ in range(3)]  # batches that were read ahead are still delivered
+        for folder in (None, tmp_path):
+            if folder:
+                monkeypatch.chdir(folder)
+            kill_all(loader)
+            assert {len(list(loader)) for _ in range(3)} == {len(loader)}  # some were read ahead
+            logged = f"the working folder {tmp_path}/gone is gone: in workers that start from now on, relative paths are those in"
+            assert caplog.text.count(f"{logged} {tmp_path}") == bool(folder)
     (tmp_path / "gone").mkdir()
     monkeypatch.chdir(tmp_path / "gone")
     (tmp_path / "gone").rmdir()

@@ -21,7 +21,7 @@ from pace import AT_ONCE, Deadline
 from ways import answer, made, worker_reading
 
 import shmgen._memory.ring
-from shmgen import ClosedError, Loader, SampleError
+from shmgen import ClosedError, Loader, SampleError, StartError
 
 CTRL_C_WITHIN = 0.5
 """Seconds after Ctrl-C until all processes must have ended."""
@@ -189,6 +189,19 @@ def test_close_may_be_called_again(folder: Callable) -> None:
         loader.load_state_dict(loader.state_dict())
     assert "closed" in repr(loader)
     assert loader.stats.batches == 1
+
+
+def test_later_requests_raise_what_ended_the_run(folder: Callable) -> None:
+    """Each request after the end raises the error that ended it, with its notes."""
+    data = folder(4)
+    with Loader(data.ids, None, 4, data_dir=data.path, workers=0) as loader:
+        reason = StartError("a worker can't start")
+        reason.add_note("the limit is 1")
+        loader._feed.prefetcher.close(reason)
+        for _ in range(2):
+            with pytest.raises(StartError, match="can't start") as caught:
+                loader.batch(0)
+            assert caught.value.__notes__ == ["the limit is 1"]
 
 
 @pytest.mark.parametrize("workers", [0, 2])

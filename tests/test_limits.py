@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import errno
+import fcntl
+import os
 import re
+import resource
 from collections.abc import Callable
 
 import pytest
 from test_memory import ROW, SLOT, room
+from ways import computed, part_of
 
+from shmgen._engine.in_process import InProcess
 from shmgen._memory.layout import PAGE
 from shmgen._memory.limit_errors import reached
 
@@ -226,6 +231,27 @@ with limited(resource.RLIMIT_NPROC, 1):
     assert run.end() == 0, run.err
     text = r"\[Errno 11\] Resource temporarily unavailable: this user may have 1 processes and threads \(ulimit -u\)"
     assert re.match(rf"BlockingIOError: {text}.*: use fewer workers, ", run.out)
+
+
+def test_a_loader_beside_more_files_than_select_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without workers, a loader works in a process that has more than 1,024 files open."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    eventfd = os.eventfd
+
+    def high(*args: int) -> int:
+        fd = eventfd(*args)
+        try:
+            return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 1024)
+        finally:
+            os.close(fd)
+
+    monkeypatch.setattr(os, "eventfd", high)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 1100), hard))
+    try:
+        with computed(workers=0) as loader:
+            part_of(loader, InProcess).wait(0.0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 @pytest.mark.parametrize("error", [OSError("no number"), OSError(errno.EACCES, "x"), ValueError(), OSError(errno.ENOMEM, "x")])

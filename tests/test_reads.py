@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from conftest import Asking, DataSet, wait_until
 from ways import computed, kill, reader, rows
 
 from shmgen import Function, Loader, SampleError, Source
+from shmgen._engine import defaults
 
 READS = 8
 
@@ -199,3 +201,13 @@ def test_each_reader_opens_a_copy_of_a_source(tmp_path: Path, concurrent: bool, 
         assert opened() == max(1, workers) * expected
     lines = Path(noted).read_text().split()
     assert len({line.rpartition("-")[0] for line in lines}) == len(set(lines)) == len(lines)
+
+
+@pytest.mark.parametrize(("reads", "several"), [(1, False), (2, True), ("auto", True)])
+def test_more_workers_than_processors_where_each_has_one_read(monkeypatch: pytest.MonkeyPatch, reads: Any, several: bool) -> None:
+    """With ``reads=1``, workers that wait may outnumber the processors, also where the source could have many reads in flight."""
+    limits = Mock(wraps=defaults.limits)
+    monkeypatch.setattr(defaults, "limits", limits)
+    source = Function(lambda id: [float(id)], concurrent=True)
+    with Loader(range(4), None, 4, source=source, workers=1, reads=reads):
+        limits.assert_called_once_with(concurrent=several)

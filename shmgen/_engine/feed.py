@@ -108,7 +108,7 @@ class Feed:
             self._passes,
             Autoscaler(
                 [number for number, scales in scaled.items() if scales],
-                defaults.limits(concurrent=filler.concurrent),
+                defaults.limits(concurrent=concurrent and options.reads != 1),
                 layout.batch_size,
             ),
             front_end,

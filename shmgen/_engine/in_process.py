@@ -33,6 +33,8 @@ class InProcess:
         self._filler = filler.opened(self._at)
         with named():
             self._wakeup = Wakeup()
+        self._poll = select.poll()
+        self._poll.register(self._wakeup.fd, select.POLLIN)
         self._ring = ring
         self._tables = [partial(take, table) for table in tables]
         self._tickets: list[Ticket] = []
@@ -63,7 +65,7 @@ class InProcess:
                 # One statement, so that a signal's handler can't raise halfway: the ticket is done again, or the event recorded.
                 self._tickets, self._events = self._tickets[1:], [*self._events, event]
         else:
-            select.select([self._wakeup.fd], [], [], timeout)
+            self._poll.poll(None if timeout is None else 1000 * timeout)
             self._wakeup.clear()
 
     def wake(self) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from shmgen._checks import check_int
 from shmgen._plan.by_length import fingerprint
-from shmgen._plan.passes import Position
+from shmgen._plan.passes import LAST_EPOCH, Position
 from shmgen._plan.sampler import Sampler
 from shmgen.errors import InputError
 
@@ -66,7 +66,7 @@ def loaded(mine: dict[str, Any], state: Mapping[str, Any]) -> Position:
     for key, remedy in MUST_BE_SAME.items():
         if state[key] != own[key]:
             raise InputError(f"state: expected {key}={own[key]!r}, as here, found {state[key]!r}; {remedy}")
-    epoch, consumed = (check_int(state[key], f"state: {key}", 0) for key in ("epoch", "consumed"))
+    epoch, consumed = (check_int(state[key], f"state: {key}", 0, LAST_EPOCH) for key in ("epoch", "consumed"))
     batch, more = divmod(consumed, mine["batch_size"])
     if more:
         raise InputError(

@@ -22,6 +22,9 @@ from shmgen._plan.sampler import BatchId
 _batch: Callable[[tuple[int, int]], BatchId] = partial(tuple.__new__, BatchId)
 """Makes a `BatchId` without a Python call."""
 
+LAST_EPOCH = 10**15
+"""The largest number of an epoch that may be given. Epochs are kept in 64 bits."""
+
 
 class Position(NamedTuple):
     """Where a pass begins, or has got to."""

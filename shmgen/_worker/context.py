@@ -40,12 +40,9 @@ class Context(NamedTuple):
     @classmethod
     def capture(cls, sources: dict[str, list[str]]) -> Context:
         """The context of this process, the main one."""
-        folder = None
-        with suppress(OSError):
-            folder = os.getcwd()
         loggers = logging.root.manager.loggerDict.copy().items()
         return cls(
-            folder=folder,
+            folder=_working_folder(),
             argv=list(sys.argv),
             sources=sources,
             filters=[
@@ -63,15 +60,21 @@ class Context(NamedTuple):
     def enter(self, send: Callable[[bytes], object]) -> None:
         """Take the context over, in a worker, before any module of the user's is imported; ``send`` is as in `forward`."""
         sys.argv[:] = self.argv
-        # A process may be in a folder that it may not enter: if it is the right one, stay there.
-        if self.folder is not None and os.getcwd() != self.folder:
-            os.chdir(self.folder)
-            sys.path_importer_cache.clear()  # relative entries of sys.path were looked up in another folder
         for file, lines in self.sources.items():
             linecache.cache[file] = sum(map(len, lines)), None, lines, file
         # The main process has shown the warnings that importing these modules gives.
         warnings.simplefilter("ignore")
         forward(send, self.levels, self.disabled)
+        here = _working_folder()
+        # A process may be in a folder that it may not enter: if it is the right one, stay there.
+        if self.folder is not None and here != self.folder:
+            try:
+                os.chdir(self.folder)
+                sys.path_importer_cache.clear()  # relative entries of sys.path were looked up in another folder
+            except FileNotFoundError:
+                if here is not None:
+                    text = "the working folder %s is gone: in workers that start from now on, relative paths are those in %s"
+                    log.warning(text, self.folder, here, extra={ONCE: "folder"})
 
     def filter_warnings(self) -> None:
         """Filter warnings as in the main process, once the modules that define their categories have been imported."""
@@ -82,6 +85,12 @@ class Context(NamedTuple):
                 category = getattr(category, part, None)
             if category is not None:
                 warnings.filters.append((action, text, category, where, line))  # type: ignore[attr-defined]
+
+
+def _working_folder() -> str | None:
+    with suppress(OSError):  # it was deleted
+        return os.getcwd()
+    return None
 
 
 @contextmanager
