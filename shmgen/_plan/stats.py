@@ -15,7 +15,7 @@ MOST = 0.5
 """What makes up more than this fraction of a time is taken to be its cause."""
 
 MIN_BATCHES = 3
-"""Fewer batches, after the first, say nothing."""
+"""Fewer batches, after the first, say nothing, however long they take."""
 
 MIN_SECONDS = 0.1
 """In a shorter time it is chance which side waits."""

@@ -21,7 +21,7 @@ import psutil
 from shmgen._checks import check_float, check_int
 from shmgen._memory.limits import available, processors
 from shmgen._plan.sampler import BatchId
-from shmgen._plan.stats import Stats
+from shmgen._plan.stats import MIN_BATCHES, Stats
 from shmgen._samples.ids import take
 from shmgen._signatures import call_from
 from shmgen._tools.recommend import Measurement, counted, is_settled, medians, recommend
@@ -37,9 +37,6 @@ ROUNDS, MAX_ROUNDS = 5, 11
 
 WARM_UP = 2.0
 """Batches are measured that can be read in this many times the duration of a measurement."""
-
-MIN_BATCHES = 3
-"""A rate is measured over this many batches at least, however long they take."""
 
 CACHED = 0.5
 """The batches may take this fraction of the free memory, so that they stay in the page cache."""

@@ -50,19 +50,16 @@ class _Jax(FrontEnd):
 class _Torch(FrontEnd):
     """Keras makes a copy of every array, and takes tensors as they are."""
 
-    def __init__(self) -> None:
-        from shmgen.torch import as_tensor
-
-        self._as_tensor = as_tensor
-
     def hand_over(self, batch: Any) -> Any:
         return map_arrays(self._convert, batch)
 
     def _convert(self, array: np.ndarray) -> Any:
+        from shmgen.torch import as_tensor
+
         # A subclass of Sequence may return any array, also one that torch can't share.
         flags = array.flags
         is_shared = array.dtype.name in SAME_IN_TORCH and array.dtype.isnative and flags.c_contiguous and flags.writeable
-        return self._as_tensor(array) if is_shared else array
+        return as_tensor(array) if is_shared else array
 
 
 def _end_requests() -> None:
