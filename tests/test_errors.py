@@ -77,7 +77,10 @@ ENDS: dict[str, tuple[Callable[[], dict[str, Any]], type[Exception], str]] = {
 def failing(kind: str, folder: Callable) -> Loader:
     """A loader whose second batch raises the error of `ENDS`."""
     data = folder(8)
-    loader = Loader(data.ids, data.labels, 4, data_dir=data.path, shuffle=False, workers=1, **ENDS[kind][0]())
+    options = ENDS[kind][0]()
+    if "source" not in options:
+        options["data_dir"] = data.path
+    loader = Loader(data.ids, data.labels, 4, shuffle=False, workers=1, **options)
     data.file("id-5").unlink()
     return loader
 

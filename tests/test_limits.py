@@ -43,7 +43,8 @@ def room_for(more):
     return [fd for fd in range(5000) if fd not in busy][more]
 
 def loader(**options):
-    return Loader(IDS, LABELS, 1, **{"data_dir": DATA, "workers": 1, "shuffle": False, **options})
+    folder = {} if "source" in options else {"data_dir": DATA}
+    return Loader(IDS, LABELS, 1, **{**folder, "workers": 1, "shuffle": False, **options})
 
 def tried(make):
     try: return make()
