@@ -97,6 +97,7 @@ class Feed:
         in_flight = defaults.in_flight(layout.slot_bytes)
         schedule = Schedule(ring.slots, self.sampler.size, in_flight=in_flight, is_read=ring.is_read)
         planner = BatchPlanner(self.ids, self.sampler, self.spec, ring, schedule, filler, self.damage)
+        limits = defaults.limits(concurrent=concurrent and options.reads != 1)
         # What runs in the main process can't be given up.
         timeout = options.timeout if options.timeout is not None and count else math.inf
         return Prefetcher(
@@ -106,11 +107,7 @@ class Feed:
             schedule,
             planner,
             self._passes,
-            Autoscaler(
-                [number for number, scales in scaled.items() if scales],
-                defaults.limits(concurrent=concurrent and options.reads != 1),
-                layout.batch_size,
-            ),
+            Autoscaler([number for number, scales in scaled.items() if scales], limits, layout.batch_size),
             front_end,
             reads_ahead=count > 0,
         )

@@ -14,7 +14,6 @@ import signal
 import threading
 import time
 from contextlib import AbstractContextManager, nullcontext
-from functools import cache
 from weakref import WeakKeyDictionary
 
 from shmgen._engine.background_thread import Background
@@ -52,16 +51,8 @@ log = logging.getLogger("shmgen")
 _open: WeakKeyDictionary[Prefetcher, None] = WeakKeyDictionary()
 """The prefetchers of all loaders that are open in this process."""
 
-
-@cache
-def _warn_of_unused() -> None:
-    """Warn, once in this process."""
-    log.warning(
-        "%d or more loaders are open that have given no batch for %g seconds or more, and hold shared memory and descriptors: "
-        "close() those that are no longer needed, or use them in a with statement",
-        MANY_UNUSED,
-        UNUSED_AFTER,
-    )
+_warned_of_unused = threading.Lock()
+"""Taken by the warning of unused loaders, and kept: a process gives it once."""
 
 
 class Prefetcher:
@@ -104,8 +95,14 @@ class Prefetcher:
         self._background = Background(self._keep_up_in_background)
         # Other threads may open and close loaders meanwhile: `keyrefs` is a list, made at once.
         others = [other for ref in _open.keyrefs() if (other := ref()) is not None]
-        if sum(made > other._meter.last + UNUSED_AFTER for other in others) >= MANY_UNUSED:
-            _warn_of_unused()
+        unused = sum(made > other._meter.last + UNUSED_AFTER for other in others)
+        if unused >= MANY_UNUSED and _warned_of_unused.acquire(blocking=False):
+            log.warning(
+                "%d loaders are open that have given no batch for %g seconds or more, and hold shared memory and descriptors: "
+                "close() those that are no longer needed, or use them in a with statement",
+                unused,
+                UNUSED_AFTER,
+            )
         _open[self] = None
 
     def __repr__(self) -> str:
