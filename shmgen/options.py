@@ -187,9 +187,8 @@ class DataOptions:
             raise InputError(f"setup: expected a function without arguments, found {self.setup!r}")
         if is_dataset(self.list_IDs):
             if self.source is not None or self.inputs is not None:
-                raise InputError(
-                    "list_IDs: expected ids beside source and inputs, found a data set, which has the samples; give one"
-                )
+                found = "a data set, which has the samples"
+                raise InputError(f"list_IDs: expected ids beside source and inputs, found {found}; give one")
             self._keep(source=Sample(self.list_IDs), list_IDs=range(len(self.list_IDs)))
         ids = kept(self.list_IDs)
         self._keep(list_IDs=ids, ids=ids, sampler=self._sampler(ids, tail, shard))
@@ -223,14 +222,11 @@ class DataOptions:
         if not 0 <= rank < world:
             raise InputError(f"shard: expected a rank from 0 to {world - 1}, found {rank} of {world}")
         if self.batch_size % world:
-            raise InputError(
-                f"batch_size: expected a multiple of the {world} ranks, since it counts samples of all together, "
-                f"found {self.batch_size}"
-            )
+            expected = f"a multiple of the {world} ranks, since it counts samples of all together"
+            raise InputError(f"batch_size: expected {expected}, found {self.batch_size}")
         if tail is Tail.KEEP and world > 1:
-            raise InputError(
-                f"tail='keep': the last batch would have other rows on each of the {world} ranks; give 'drop', 'wrap' or 'pad'"
-            )
+            found = f"the last batch would have other rows on each of the {world} ranks"
+            raise InputError(f"tail='keep': {found}; give 'drop', 'wrap' or 'pad'")
         return shard
 
     def _sampler(self, ids: Sequence[Any], tail: Tail, shard: Shard) -> Sampler:
@@ -238,9 +234,8 @@ class DataOptions:
         if tail.batches(len(ids), self.batch_size) == 0:
             fewest = self.batch_size if tail is Tail.DROP else 1
             other = "keep" if shard.world == 1 else "wrap"
-            raise InputError(
-                f"expected at least {fewest} ids, found {len(ids)}; give more, a smaller batch_size, or tail={other!r}"
-            )
+            remedy = f"give more, a smaller batch_size, or tail={other!r}"
+            raise InputError(f"expected at least {fewest} ids, found {len(ids)}; {remedy}")
         if self.sampling_weights is not None and not self.shuffle:
             raise InputError("sampling_weights: expected with shuffle=True, since samples are drawn by chance, found False")
         if self.lengths is not None and not self.shuffle:
@@ -265,15 +260,12 @@ class DataOptions:
             raise InputError(f"data_dir: expected {expected}, found {str(self.data_dir)!r} beside source or inputs; {remedy}")
         described = [name for name in ("dim", "n_channels", "dtype", "pad_value") if getattr(self, name) is not None]
         if self.cache is not None and not (is_url(self.data_dir) and self.inputs is None and self.source is None):
-            raise InputError(
-                "cache: expected with the URL of a folder as data_dir, such as 's3://bucket/folder', and no other source; else "
-                "give it to Remote itself: Npy(Remote(url, cache=...))"
-            )
+            expected = "with the URL of a folder as data_dir, such as 's3://bucket/folder', and no other source"
+            raise InputError(f"cache: expected {expected}; else give it to Remote itself: Npy(Remote(url, cache=...))")
         if self.inputs is not None:
             if self.source is not None or described:
-                raise InputError(
-                    "dim, n_channels, dtype, pad_value and source describe the only input; where inputs is given, its sources do"
-                )
+                both = "dim, n_channels, dtype, pad_value and source"
+                raise InputError(f"{both} describe the only input; where inputs is given, its sources do")
             return self.inputs
         if self.source is None:
             folder = self.data_dir
@@ -283,10 +275,8 @@ class DataOptions:
                 folder = Remote(str(folder), cache=self.cache)
             return Npy(folder, self.dim, self.n_channels, self.dtype, pad_value=self.pad_value)
         if isinstance(self.source, str | os.PathLike):
-            raise InputError(
-                f"source: expected a source or a function, found {str(self.source)!r}; of a folder of .npy files, pass data_dir="
-                "folder; of images, source=Images(folder); of rows of one file, source=NpyRows(file)"
-            )
+            remedy = "pass data_dir=folder for .npy files, or as source Images(folder), or NpyRows(file) for rows of one file"
+            raise InputError(f"source: expected a source or a function, found {str(self.source)!r}; {remedy}")
         if not isinstance(self.source, Source | SourceField):
             return Function(self.source, self.dim, self.n_channels, self.dtype, pad_value=self.pad_value)
         if described:
