@@ -53,6 +53,16 @@ def test_a_first_sample_that_cannot_be_a_row(given: dict[str, Any], shape: tuple
         SampleSpec(**given).row(shape, np.dtype(dtype))
 
 
+def test_an_empty_first_sample_says_no_dtype() -> None:
+    """The dtype of an empty float64 array, such as ``np.array([])``, becomes that of all padded rows only if it is given."""
+    empty = np.array([])
+    with pytest.raises(FormatError, match=r"where the first sample is empty, found float64, .*pass dtype="):
+        SampleSpec.checked(5, None, None, 0).row(empty.shape, empty.dtype, varies=True)
+    for dtype, found in (("i8", empty.dtype), ("f8", empty.dtype), (None, np.dtype("i8"))):
+        row = SampleSpec.checked(5, None, dtype, 0).row(empty.shape, found, varies=True)
+        assert row.numpy_dtype == (dtype or found)
+
+
 def test_a_functions_first_array_that_cannot_be_a_row() -> None:
     """If a function's first array can't be a row, the error names the id and the field."""
     with pytest.raises(FunctionError, match=r"^sample 3, source of field 'y': expected numbers, .* <U4; make them numbers"):

@@ -59,6 +59,9 @@ class SampleSpec(NamedTuple):
         varies = varies and dim is not None
         if 0 in shape and not varies:
             raise FormatError(f"expected a sample of at least one element, found shape {shape}")
+        if 0 in shape and row_dtype is None and dtype == "float64":
+            found = "float64, which np.array([]) has whatever the others are"
+            raise FormatError(f"expected dtype to be given where the first sample is empty, found {found}; pass dtype=...")
         row_shape = shape
         if dim is not None and n_channels is not None:
             row_shape = (*dim, n_channels)
