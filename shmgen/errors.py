@@ -18,28 +18,14 @@ HINTS: dict[int, str] = {
 
 
 class ShmgenError(Exception):
-    """Base of the errors of shmgen.
-
-    Examples:
-        >>> try:
-        ...     Loader(["no-such-id"], batch_size=1)
-        ... except ShmgenError as error:
-        ...     print(type(error).__name__)
-        SampleError
-    """
+    """Base of the errors of shmgen."""
 
     def __str__(self) -> str:
         return printable(super().__str__())
 
 
 class InputError(ShmgenError, ValueError):
-    """An argument that can't be used: no ids, a size of zero, an id without a label.
-
-    Examples:
-        >>> Loader(ids, labels, batch_size=0)
-        Traceback (most recent call last):
-        shmgen.errors.InputError: batch_size: expected ..., found 0
-    """
+    """An argument that can't be used: no ids, a size of zero, an id without a label."""
 
 
 class SampleError(ShmgenError):
@@ -124,14 +110,6 @@ class TooManyDamaged(ShmgenError):
         samples: number of all samples.
         most: the fraction of the samples that may be damaged, from 0 to 1.
         last: the last damaged sample's error.
-
-    Examples:
-        >>> loader = Loader(range(8), batch_size=4, source=lambda id: [60 / (id - 5)], on_error="replace", max_damaged=0.1)
-        >>> try:
-        ...     list(loader)
-        ... except TooManyDamaged as error:
-        ...     print(error.damaged, "of", error.samples)
-        1 of 8
     """
 
     def __init__(self, damaged: int, samples: int, most: float, last: str) -> None:
@@ -150,18 +128,7 @@ class TooManyDamaged(ShmgenError):
 
 
 class StartError(ShmgenError):
-    """A worker can't start, since it can't open a source or import a function; the text says which, and why.
-
-    Examples:
-        >>> class Database(Source):
-        ...     shape, dtype = (3,), "float32"
-        ...
-        ...     def open(self):
-        ...         raise ConnectionError("no answer")
-        >>> Loader(range(8), batch_size=4, source=Database(), workers=1).batch(0)
-        Traceback (most recent call last):
-        shmgen.errors.StartError: source of field 'X' can't be opened: ConnectionError: no answer...
-    """
+    """A worker can't start, since it can't open a source or import a function; the text says which, and why."""
 
 
 class WorkerDied(ShmgenError):
@@ -171,10 +138,6 @@ class WorkerDied(ShmgenError):
         worker: the worker's number, from 0.
         pid: its process id.
         exitcode: its exit code, or the negative number of the signal that killed it. None if it could not be killed.
-
-    Examples:
-        >>> print(WorkerDied(worker=0, pid=4321, exitcode=-11))
-        worker 0 (pid 4321) was killed by SIGSEGV
     """
 
     def __init__(self, worker: int, pid: int, exitcode: int | None) -> None:
@@ -199,15 +162,7 @@ class FormatError(Exception):
 
 
 class ClosedError(ShmgenError):
-    """A batch was requested from a closed loader.
-
-    Examples:
-        >>> loader = Loader(ids, labels, batch_size=4)
-        >>> loader.close()
-        >>> loader.batch(0)
-        Traceback (most recent call last):
-        shmgen.errors.ClosedError: ...
-    """
+    """A batch was requested from a closed loader."""
 
 
 def printable(text: str) -> str:

@@ -15,12 +15,6 @@ class SlotState:
             it exist; or ``"lost"``, since a worker that can't be killed may still write into it.
         epoch: of the batch that it holds; None if it holds no batch that will be handed out.
         batch: the number of that batch in the epoch's order, from 0; None likewise.
-
-    Examples:
-        >>> loader = Loader(ids, labels, batch_size=4)
-        >>> X, y = loader.batch(0)
-        >>> [slot for slot in loader.state.slots if slot.status == "leased"]
-        [SlotState(status='leased', epoch=0, batch=0)]
     """
 
     status: Literal["free", "filling", "ready", "leased", "lost"]
@@ -36,11 +30,6 @@ class WorkerState:
         pid: its process id.
         reading: ids of the samples that its readers read, or call functions for. If a source does not say which sample it has
             got to, the id of the first one that it reads at once.
-
-    Examples:
-        >>> loader = Loader(ids, labels, batch_size=4, workers=2)
-        >>> [worker.pid > 0 for worker in loader.state.workers]
-        [True, True]
     """
 
     pid: int

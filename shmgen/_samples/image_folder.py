@@ -32,11 +32,6 @@ class ImageFolder(NamedTuple):
             ``"cats/001.jpg"``.
         labels: the number of the class of each id; empty where images have none.
         classes: the names of the classes, in the order of their numbers.
-
-    Examples:
-        >>> found = image_folder("pets", validation_split=0.25)
-        >>> isinstance(found, ImageFolder), found.labels["dogs/0.png"]
-        (True, 1)
     """
 
     partition: dict[str, list[str]]

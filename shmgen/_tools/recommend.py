@@ -35,11 +35,6 @@ class Measurement:
         memory: bytes of the slots and of the workers; memory that workers share counts once.
         load: the fraction of the time in which workers had something to read, from 0 to 1.
         io_wait: the fraction of that time in which they waited for a disk or network, from 0 to 1.
-
-    Examples:
-        >>> tuning = tune(ids, labels, batch_size=4, workers=[0, 1], seconds=0.01)
-        >>> [(measured.workers, measured.rate > 0) for measured in tuning.measurements]
-        [(0, True), (1, True)]
     """
 
     workers: int

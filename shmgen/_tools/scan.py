@@ -57,11 +57,6 @@ class ScanReport:
             takes them; empty for other sources, and for files without axes.
         remarks: surprises that are no damage.
         complete: whether all samples were looked at: false where the command was interrupted.
-
-    Examples:
-        >>> report = scan(Npy("data"), ids)
-        >>> report.samples, report.damaged, report.good == ids
-        (16, (), True)
     """
 
     samples: int

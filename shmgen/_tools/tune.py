@@ -59,11 +59,6 @@ class Tuning:
         processors: number of available processors.
         measurements: those with files in the page cache, by workers, then those with cold files.
         remarks: warnings of the loader, what could not be measured, and what the choice is based on.
-
-    Examples:
-        >>> tuning = tune(ids, labels, batch_size=4, workers=[1], seconds=0.01)
-        >>> print(tuning.reason)
-        1 worker reads ... batches a second; more were not measured
     """
 
     workers: int
