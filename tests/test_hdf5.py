@@ -353,3 +353,33 @@ sys.stdin.read()
         with Loader(range(60), None, 6, source=Hdf5(path, "x", swmr=True), shuffle=False, workers=1) as loader:
             np.testing.assert_array_equal(np.concatenate([X for (X,) in loader]), ROWS)
         writer.communicate()
+
+
+def test_rows_behind_a_link_to_another_file(tmp_path: Path) -> None:
+    """Rows behind a link to another file, or to a group of one, are read from that file."""
+    with h5py.File(tmp_path / "part.h5", "w") as part, h5py.File(tmp_path / "all.h5", "w") as file:
+        part["before"] = ROWS + 1
+        part["rows"] = ROWS
+        file["own"] = np.zeros(10_000)
+        file["x"] = h5py.ExternalLink("part.h5", "/rows")
+        file["group"] = h5py.ExternalLink("part.h5", "/")
+    for name in ("x", "group/rows"):
+        np.testing.assert_array_equal(rows_of(tmp_path / "all.h5", name, 60), ROWS)
+
+
+def test_the_checksum_of_a_gzip_chunk_is_compared(tmp_path: Path) -> None:
+    """A gzip chunk whose checksum is wrong is damaged, if its last row is wanted; also a chunk that the rows do not fill."""
+    with h5py.File(tmp_path / "all.h5", "w") as file:
+        stored = file.create_dataset("x", data=ROWS, chunks=(8, 4), compression="gzip")
+        infos = [stored.id.get_chunk_info(number) for number in (0, 7)]
+    with (tmp_path / "all.h5").open("r+b") as file:
+        for info in infos:
+            file.seek(info.byte_offset + info.size - 4)
+            file.write(bytes(4))
+    reader: Reader = Hdf5(tmp_path / "all.h5", "x").bind(range(60))
+    rows = np.zeros((2, 4), "i4")
+    reader.opened().fill([8, 15], rows, [UNKNOWN])
+    np.testing.assert_array_equal(rows, ROWS[[8, 15]])
+    for row in (7, 59):
+        with pytest.raises(SampleError, match="incorrect data check"):
+            reader.opened().fill([12, row], rows, [UNKNOWN])

@@ -136,3 +136,9 @@ def test_images_without_classes(tmp_path: Path) -> None:
         image_folder(make(tmp_path / "flat", "a.jpg"))
     with pytest.raises(InputError, match=r"expected images, .* found 'notes\.txt'"):
         image_folder(make(tmp_path / "none", "notes.txt"), labels=False)
+
+
+def test_parts_of_the_data_in_capitals_are_no_classes(tmp_path: Path) -> None:
+    """Folders ``Training`` and ``Testing`` are parts of the data, as ``training`` and ``testing`` are."""
+    with pytest.raises(InputError, match="which are parts of the data"):
+        image_folder(make(tmp_path, "Training/a/1.jpg", "Testing/a/1.jpg"))

@@ -139,6 +139,13 @@ def test_unusable_files_of_ids_are_refused(all_npy: Path, what: str) -> None:
     assert str(all_npy.with_suffix(".ids")) in str(caught.value)
 
 
+def test_an_id_that_is_twice_is_found_beside_a_run_of_lines(all_npy: Path) -> None:
+    """An id that has two lines is refused, also if the wanted ids are neighbours in the file."""
+    all_npy.with_suffix(".ids").write_text("\n".join([*IDS[1:], IDS[3]]))
+    with pytest.raises(InputError, match="each id once, found 'cats/003' several times"):
+        source(all_npy).bind(IDS[1:10])
+
+
 def test_texts_without_a_file_of_ids(all_npy: Path) -> None:
     """Text ids without a file of ids are refused; the error names the argument ``ids``, or how to make ints of texts of ints."""
     with pytest.raises(InputError, match=r"id 'cats/000': expected a row's number .*; where rows have ids, pass .* as ids="):

@@ -273,3 +273,9 @@ def test_impossible_windows_are_refused(series: Path, options: dict[str, Any], i
     """Windows that do not exist, and options that make none, are an error with the numbers and the reason."""
     with pytest.raises(InputError, match=text):
         NpyRows(series, **options).bind(ids)
+
+
+def test_forecasts_have_no_ids(series: Path) -> None:
+    """Ids name rows, and the rows before the last have a future: a forecast of rows with ids is refused."""
+    with pytest.raises(InputError, match="forecast: expected a source without ids"):
+        NpyRows(series, ids="all.ids").forecast()

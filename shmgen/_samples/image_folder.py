@@ -21,7 +21,7 @@ LITTER = frozenset({"thumbs.db", "desktop.ini"})
 """Names, in lower case, of files that Windows adds to folders of images."""
 
 SPLITS = frozenset({"train", "training", "val", "valid", "validation", "test", "testing"})
-"""Names of folders of parts of the data; where there are no others, they are not taken for classes."""
+"""Names, in lower case, of folders of parts of the data; where there are no others, they are not taken for classes."""
 
 
 class ImageFolder(NamedTuple):
@@ -114,7 +114,7 @@ def _class_folders(folder: str | os.PathLike[str], path: str) -> list[str]:
         found = some_of([entry.name for entry in entries])
         remedy = "give the folder that has them, take ids and labels from a table, or, without labels, pass labels=False"
         raise InputError(f"folder {path}: expected a folder of images for each class, found {found}; {remedy}")
-    if SPLITS.issuperset(names):
+    if SPLITS.issuperset(map(str.lower, names)):
         first = os.path.join(folder, names[0])
         remedy = f"call image_folder({first!r}), and so on; or, if these are classes, pass classes={names}"
         found = f"{some_of(names)}, which are parts of the data"

@@ -25,14 +25,14 @@ def rows_of(ids: Sequence[Any], place: Place, rows: int) -> range | np.ndarray:
     if len(table) != rows:
         raise InputError(f"ids {place.path}: expected {rows:,}, a line for each row, found {len(table):,}")
     wanted = np.array(list(map(_line, ids)), np.bytes_)
-    first = np.flatnonzero(table == wanted[0])
-    if first.size and np.array_equal(table[first[0] : first[0] + len(wanted)], wanted):
-        return range(int(first[0]), int(first[0]) + len(wanted))
     order = np.argsort(table, kind="stable").astype(np.uint32 if rows < 1 << 32 else np.int64)
     ordered = table[order]
     if (twice := ordered[1:] == ordered[:-1]).any():
         id = os.fsdecode(ordered[int(twice.argmax())])
         raise InputError(f"ids {place.path}: expected each id once, found {id!r} several times; leave it out")
+    first = np.flatnonzero(table == wanted[0])
+    if first.size and np.array_equal(table[first[0] : first[0] + len(wanted)], wanted):
+        return range(int(first[0]), int(first[0]) + len(wanted))
     by_name = np.argsort(wanted, kind="stable")  # sorted names are found several times as fast
     places = np.empty(len(wanted), np.int64)
     places[by_name] = np.minimum(np.searchsorted(ordered, wanted[by_name]), rows - 1)

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 class FlatReader(RowsReader):
     """Reads the rows of a dataset that lie in the file as they are."""
 
-    def __init__(self, file: str, name: str, layout: RowLayout) -> None:
-        super().__init__(file, layout, f"dataset {name!r} of file {file}")
+    def __init__(self, file: str, layout: RowLayout, called: str) -> None:
+        super().__init__(file, layout, called)
         self._seen = _identity(os.stat(file))
 
     def _is_the_same(self, fd: int) -> bool:
@@ -96,7 +96,8 @@ class Hdf5(BuiltinSource):
                     single = "a single number; where each sample has one, put '{id}' into the name"
                     raise FormatError(f"expected rows, found {f'shape {found.shape}; write some' if found.shape else single}")
                 if has_rows and not self._swmr and (layout := flat_layout(found)) is not None:
-                    reader: Hdf5Reader | FlatReader = FlatReader(self.file, name, layout)
+                    there = os.path.abspath(found.file.filename)  # another file, where a link leads to one
+                    reader: Hdf5Reader | FlatReader = FlatReader(there, layout, f"dataset {name!r} of file {self.file}")
                 else:
                     reader = Hdf5Reader(self.file, name, found, swmr=self._swmr, allow_unwritten=self._allow_unwritten)
         except (OSError, ValueError, RuntimeError) as error:

@@ -117,13 +117,18 @@ class _Rows:
                 rows[number] = block[keys[number] - first]
 
     def _unpacked(self, begin: int, last: int) -> np.ndarray | None:
-        """The rows of the chunk that begins at row ``begin``, up to ``last``; None if it is not packed."""
+        """The rows of the chunk that begins at row ``begin``, up to ``last``; None if it is not packed.
+
+        The checksum at the end of the chunk is compared only if its last row is wanted, as it is once in an epoch or a scan.
+        """
         mask, raw = self._dataset.id.read_direct_chunk((begin, *[0] * (self._dataset.ndim - 1)))
         if mask:
             return None
-        size = (last - begin + 1) * self._row_bytes
-        data = zlib.decompressobj().decompress(raw, size)
-        if len(data) < size:
+        to_end = last + 1 == min(begin + self._length, len(self._dataset))
+        size = (self._length if to_end else last - begin + 1) * self._row_bytes
+        unpacker = zlib.decompressobj()
+        data = unpacker.decompress(raw, size + to_end)  # one more byte, which is not there, has zlib read the checksum
+        if len(data) < size or (to_end and not unpacker.eof):
             raise FormatError(f"expected {size:,} bytes in the chunk of row {last}, found {len(data):,}: it is damaged")
         return np.frombuffer(data, self._dataset.dtype).reshape(-1, *self._dataset.shape[1:])
 

@@ -106,6 +106,8 @@ class NpyRows(BuiltinSource):
             window: rows that are forecast of each; None for one, without an axis for it.
             columns: of these rows; None for all.
         """
+        if self._ids is not None:
+            raise InputError("forecast: expected a source without ids: ids name rows, and windows have numbers")
         past, future = copy(self), copy(self)
         past._windows, future._windows = self._windows.after(
             check_int(rows, "rows", 1), None if window is None else check_int(window, "window", 1)
