@@ -53,13 +53,6 @@ class LoaderState:
         workers: the worker processes; none with ``workers=0``, and once the loader is closed.
         waiting: the number of requests for a batch that wait: for workers, or for a slot.
         closed: whether there are no more batches: the loader was closed, or an error has ended it.
-
-    Examples:
-        >>> loader = Loader(ids, labels, batch_size=4, slots=3, workers=1)
-        >>> X, y = loader.batch(0)
-        >>> state = loader.state
-        >>> len(state.slots), state.leased, len(state.workers), state.waiting, state.closed
-        (3, 1, 1, 0, False)
     """
 
     epoch: int

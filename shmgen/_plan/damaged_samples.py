@@ -20,12 +20,6 @@ class Damaged(NamedTuple):
         id: the sample's id.
         path: the file, or other place, that was to be read.
         reason: what was expected and what was found.
-
-    Examples:
-        >>> with Loader(range(8), batch_size=4, source=lambda id: [60 / (id - 5)], on_error="replace", max_damaged=0.5) as loader:
-        ...     batches = list(loader)
-        >>> [damaged.id for damaged in loader.damaged]
-        [5]
     """
 
     id: object
