@@ -35,13 +35,6 @@ class SampleError(ShmgenError):
         id: the sample's id, as in ``list_IDs``.
         path: the absolute path of the file, or a description of another source.
         reason: what was expected and what was found.
-
-    Examples:
-        >>> try:
-        ...     Loader(["no-such-id"], batch_size=1)
-        ... except SampleError as error:
-        ...     print(error.id, error.path)
-        no-such-id /.../data/no-such-id.npy
     """
 
     def __init__(self, id: object, path: str, reason: str) -> None:

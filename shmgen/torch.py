@@ -46,9 +46,7 @@ class Tensors(IterableDataset[Any]):  # type: ignore[misc]
         >>> for X, y in DataLoader(Tensors(loader), batch_size=None):
         ...     print(X.shape, y)
         torch.Size([4, 4, 3]) tensor([0, 1, 2, 3])
-        torch.Size([4, 4, 3]) tensor([0, 1, 2, 3])
-        torch.Size([4, 4, 3]) tensor([0, 1, 2, 3])
-        torch.Size([4, 4, 3]) tensor([0, 1, 2, 3])
+        ...
         >>> loader.close()
     """
 

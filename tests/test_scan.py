@@ -321,6 +321,16 @@ def test_datasets_that_are_no_samples_need_a_name(tmp_path: Path, cli: Callable[
         assert cli("scan", "all.h5", "--dataset", "/", "--json", "--workers", 0).json["samples"] == len(shapes)
 
 
+def test_one_dataset_of_another_shape_is_a_damaged_sample(tmp_path: Path, cli: Callable[..., Ran]) -> None:
+    """Where most datasets of an HDF5 file are alike, one that is not is damaged, also if it has as many rows."""
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / "all.h5", "w") as file:
+        for name, columns in {"a": 2, "b": 2, "c": 3, "d": 2}.items():
+            file[name] = np.zeros((5, columns))
+    done = cli("scan", "all.h5", "--json", "--workers", 0)
+    assert [one["id"] for one in done.json["damaged"]] == ["c"]
+
+
 def test_good_ids_can_be_trained_on(data: Path, tmp_path: Path, cli: Callable[..., Ran]) -> None:
     """``--good`` writes a list of ids that ``--ids`` accepts."""
     put(data / "bad.npy", b"")

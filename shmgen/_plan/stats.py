@@ -89,16 +89,6 @@ class Stats:
         >>> print(loader.stats.report())
         first batch after ... s
         ...
-
-        The next epoch by itself:
-
-        >>> for X, y in loader:
-        ...     pass
-        >>> loader.stats.epoch.batches
-        4
-
-        Any stretch of time:
-
         >>> before = loader.stats
         >>> X, y = loader.batch(0)
         >>> loader.stats.since(before).batches

@@ -60,10 +60,7 @@ class Hdf5(BuiltinSource):
 
         A dataset for each sample:
 
-        >>> loader = Loader(ids, batch_size=4, source=Hdf5("each.h5", "samples/{id}/image"), shuffle=False)
-        >>> (X,) = loader.batch(0)
-        >>> X.shape, X[:, 0, 0]
-        ((4, 4, 3), array([0., 1., 2., 3.], dtype=float32))
+        >>> loader = Loader(ids, batch_size=4, source=Hdf5("each.h5", "samples/{id}/image"))
     """
 
     def __init__(

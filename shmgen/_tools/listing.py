@@ -126,12 +126,10 @@ def _hdf5_ids(path: str, dataset: str | None) -> Sequence[Any]:
 
 
 def _refuse_columns(file: Any) -> None:
-    """An InputError if the datasets of an HDF5 file are not samples: if there is only one, or if they differ, but have equally
-    many rows, as images and labels have. Of many datasets, the first hundred are looked at.
-    """
-    datasets = [item for item in islice(file.values(), 100) if hasattr(item, "shape")]
+    """An InputError if the datasets are no samples: there is one, or most differ, but are equally long, as images and labels."""
+    datasets = [item for item in islice(file.values(), 100) if hasattr(item, "shape")]  # enough to tell
     kinds = {(item.shape, item.dtype) for item in datasets}
     lengths = {(shape or ())[:1] for shape, _ in kinds}
-    if len(datasets) < 2 or (len(kinds) > 1 and len(lengths) == 1):
+    if len(datasets) < 2 or (2 * len(kinds) > len(datasets) and len(lengths) == 1):
         remedy = "give --dataset NAME for the one whose rows are the samples, or --dataset / if each is a sample"
         raise InputError(f"{file.filename}: expected a dataset for each sample, found {some_of(list(file))}; {remedy}")
