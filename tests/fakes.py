@@ -38,7 +38,7 @@ from shmgen._sources.base import IDLE, UNKNOWN, row_of
 from shmgen._sources.batch_spec import BatchSpec
 from shmgen._sources.fields import readings_of
 from shmgen._worker.ticket_filler import TicketFiller
-from shmgen.errors import ClosedError, SampleError, StartError, WorkerDied
+from shmgen.errors import ClosedError, FunctionError, SampleError, StartError, WorkerDied
 
 TIMEOUT = 100.0
 """The engine's ``timeout``, in seconds of a `Clock`."""
@@ -336,11 +336,11 @@ class FakeWorkers:
         self._go_on(worker, reader)
 
     def fail(self, worker: int, reader: int, row: int, *, known: bool = True) -> None:
-        """The reader fails at a row of its ticket; with ``known``, it reports which."""
+        """The reader fails at a row of its ticket; with ``known``, it reports which, else a user's function has failed."""
         ticket = self._end(worker, reader)
         sample = self.ids(ticket)[row]
         self._scribble(ticket)
-        error = SampleError(sample, f"row {sample}", "expected a file, found none")
+        error = (SampleError if known else FunctionError)(sample, f"row {sample}", "expected a file, found none")
         self._say(worker, EventKind.FAILED, (ticket.id, row if known else None, error))
         self._go_on(worker, reader)
 

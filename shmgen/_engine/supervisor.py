@@ -18,7 +18,7 @@ from shmgen._plan.faults import Claim, Deaths, Exit, Fate, Outcome, Watch, after
 from shmgen._plan.schedule import Schedule, Ticket
 from shmgen._sources.base import IDLE, row_of
 from shmgen._worker.launch import KILL_GRACE
-from shmgen.errors import SampleError, StartError, WorkerDied
+from shmgen.errors import FunctionError, SampleError, StartError, WorkerDied
 
 STARTS = 5
 """The loader ends if this number of workers, each in place of the one before, have died before they read anything."""
@@ -150,10 +150,11 @@ class Supervisor:
     def _on_failure(self, worker: int, id: int, row: int | None, error: Exception) -> None:
         """A ticket has failed: at the sample in ``row``, if that is known."""
         self._records[worker].has_done = True
-        ticket = self._schedule.ticket(id)
-        if ticket is None:
+        if (ticket := self._schedule.ticket(id)) is None:
             return
-        if not isinstance(error, SampleError) or not self._schedule.wants(ticket):
+        # An error of a file that has all rows need not be met again in each of them, only to be raised.
+        tried_singly = FunctionError if self._planner.on_error == "raise" else SampleError
+        if not isinstance(error, tried_singly) or not self._schedule.wants(ticket):
             self._give_up(ticket, error)
         else:
             self._carry_out(after_failure(_claim(ticket, row, begun=True)), error)

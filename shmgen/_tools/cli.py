@@ -76,8 +76,7 @@ done, 130 after Ctrl-C, which ends it with what has been found so far""",
     option("data", metavar="DATA", help="what is to be scanned")
     _describe_samples(scan)
     option("--kind", choices=["npy", "npz", "images"], help="of the files; by default, the kind of most files")
-    each = "of an HDF5 file: as Hdf5 takes it; by default /, a dataset for each sample"
-    option("--dataset", metavar="NAME", help=each)
+    option("--dataset", metavar="NAME", help="of an HDF5 file: as Hdf5 takes it; by default /, a dataset for each sample")
     full = "read all data, which finds what the disk can't read; NaN and infinite numbers are damage then"
     option("--full", action="store_true", help=full)
     option("--good", metavar="FILE", help="write the ids of all other samples into FILE, a line each, for --ids")
