@@ -54,9 +54,11 @@ def started_since(before: set[str]) -> list[str]:
     for pid in pids() - before:
         with suppress(psutil.NoSuchProcess):
             process = psutil.Process(int(pid))
-            words = command(process) if os.getpid() in {parent.pid for parent in process.parents()} else []
+            if os.getpid() not in {parent.pid for parent in process.parents()}:
+                continue
+            words = command(process)  # none for a moment, while it executes another program
             # multiprocessing's resource tracker is started with the first segment, and lives until this process ends.
-            if words and not any("resource_tracker" in word for word in words):
+            if not any("resource_tracker" in word for word in words):
                 found.append(f"{pid} {' '.join(words)}")
     return sorted(found)
 
