@@ -36,8 +36,7 @@ class Arrays:
             JAX's default device.
 
     Raises:
-        InputError: ``loader`` is no `shmgen.Loader`. From an iteration: an int does not fit in 32 bits, to which JAX
-            converts it.
+        InputError: ``loader`` is no `shmgen.Loader`. From an iteration: an int does not fit in the 32 bits that JAX makes of it.
 
     Examples:
         >>> loader = Loader(ids, labels, batch_size=4, shuffle=False)

@@ -180,7 +180,8 @@ class Sequence(BaseLoader, keras.utils.Sequence):  # type: ignore[misc]
             InputError: the state is of other data or another order; nothing has changed.
         """
         super().load_state_dict(state)
-        super().load_state_dict(self._whole(self._feed.state_dict()))
+        if (whole := self._whole(found := self._feed.state_dict())) is not found:
+            super().load_state_dict(whole)
 
     def _whole(self, state: dict[str, Any]) -> dict[str, Any]:
         """``state``, or the next epoch's beginning if a subclass has a shorter ``__len__`` and no batch left in this one."""
